@@ -1,0 +1,159 @@
+"""One command is one typed function and one frozen options dataclass; the flags are made from the dataclass here.
+
+Results go to stdout, the log to stderr, and errors become the exit codes of `gamma_runtime.errors`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from gamma_runtime.errors import EXIT_BUG, EnvironmentFault, GammaError, OutputError
+
+__all__ = ["CommonOptions", "log", "option", "out", "require", "run_command"]
+
+T = TypeVar("T")
+_EXTRAS_HINT = "pip install 'gamma-edge[{extra}]'"
+
+
+def option(
+    default: Any = dataclasses.MISSING, help: str = "", *, positional: bool = False, alias: str | None = None
+) -> Any:
+    """A dataclass field that is also a flag: its default lives here and nowhere else.
+
+    Args:
+        default: the value when the flag is absent; leave out for a required one.
+        help: the sentence that `--help` shows.
+        positional: an argument without a flag name.
+        alias: a short flag such as ``-o``.
+    """
+    meta = {"help": help, "positional": positional, "alias": alias}
+    if default is dataclasses.MISSING:
+        return dataclasses.field(metadata=meta)
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """What every command takes."""
+
+    json: bool = option(False, "machine-readable result on stdout")
+    quiet: bool = option(False, "no progress on stderr")
+    debug: bool = option(False, "show the traceback of an error")
+
+
+def out(text: str) -> None:
+    """Write one line of the result to stdout."""
+    sys.stdout.write(text + "\n")
+
+
+def log(text: str) -> None:
+    """Write one line for people to stderr."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional library, or say which extra brings it.
+
+    Raises:
+        EnvironmentFault: the library is not installed or does not load.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentFault(
+            f"{module} is not usable here ({error})", hint=_EXTRAS_HINT.format(extra=extra)
+        ) from error
+
+
+def _flag_class(options_type: type[T]) -> Any:
+    """The same fields with tyro's annotations; tyro is imported only when a command really parses its flags."""
+    import tyro
+
+    hints = typing.get_type_hints(options_type)
+    made: list[Any] = []
+    for field in dataclasses.fields(options_type):  # type: ignore[arg-type]
+        meta = field.metadata
+        alias = meta.get("alias")
+        arg = tyro.conf.arg(help=meta.get("help", ""), aliases=(alias,) if alias else None)
+        kind: Any = typing.Annotated[hints[field.name], arg]
+        if meta.get("positional"):
+            kind = typing.Annotated[kind, tyro.conf.Positional]
+        default = dataclasses.field() if field.default is dataclasses.MISSING else dataclasses.field(default=field.default)
+        made.append((field.name, kind, default))
+    return dataclasses.make_dataclass(options_type.__name__, made, frozen=True, kw_only=True)
+
+
+def parse(options_type: type[T], argv: Sequence[str], prog: str, description: str) -> T:
+    """Turn command line arguments into the options dataclass; exits with 2 on a wrong flag, 0 after ``--help``."""
+    import tyro
+
+    flags = tyro.cli(
+        _flag_class(options_type),
+        prog=prog,
+        description=description,
+        args=list(argv),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
+    )
+    return options_type(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(options_type)})  # type: ignore[arg-type]
+
+
+def _terminate(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def run_command(
+    prog: str, function: Callable[[Any], int], options_type: type[Any], argv: Sequence[str] | None = None
+) -> int:
+    """Parse, call, and map whatever happens to an exit code (design.md section 5).
+
+    Args:
+        prog: the command's name.
+        function: takes the options, returns the exit code.
+        options_type: the frozen dataclass the flags are made from.
+        argv: arguments without the command's name; those of this process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments == ["--version"]:
+        from gamma_runtime import __version__
+
+        out(f"{prog} {__version__}")
+        return 0
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in arguments
+    try:
+        options = parse(options_type, arguments, prog, (function.__doc__ or "").strip())
+        return function(options)
+    except GammaError as error:
+        return _report(error, debug)
+    except KeyboardInterrupt:
+        log("interrupted")
+        return 128 + signal.SIGINT
+    except MemoryError as error:
+        return _report(EnvironmentFault(f"out of memory ({error})", hint="close other programs or add swap"), debug)
+    except BrokenPipeError:  # the reader of a pipe went away: `gamma-run … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _report(OutputError(f"{error}", hint="check the path, the permissions and the free space"), debug)
+    except Exception:
+        traceback.print_exc()
+        log(f"{prog}: this is a bug in gamma-edge; please report it with the lines above")
+        return EXIT_BUG
+
+
+def _report(error: GammaError, debug: bool) -> int:
+    if debug:
+        traceback.print_exception(error)
+    else:
+        log(f"error: {error}")
+    return error.exit_code

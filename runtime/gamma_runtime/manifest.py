@@ -1,0 +1,161 @@
+"""What a bundle says about itself: manifest.json and engines.json as pydantic models (design.md section 4).
+
+The manifest is written last and never changes afterwards; engines.json is what one device built. Importing this module
+imports pydantic (0.2 s), so callers import it inside functions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CheckpointInfo",
+    "EngineEntry",
+    "Engines",
+    "FileEntry",
+    "Golden",
+    "GraphEntry",
+    "Manifest",
+    "Parity",
+    "SceneEntry",
+]
+
+SCHEMA_VERSION = 1
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# One path component, no separators, no leading dot or dash, no control characters: nothing can leave the bundle.
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
+SceneName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class FileEntry(_Strict):
+    """One file of the bundle; the name carries the first eight hex digits of the digest."""
+
+    name: FileName
+    size: int = Field(ge=0)
+    sha256: Sha256
+
+
+class CheckpointInfo(_Strict):
+    """Where the weights came from. ``label`` is shown wherever a score appears, e.g. ``untrained``."""
+
+    sha256: Sha256
+    file: str
+    kind: Literal["authors", "safetensors", "base-clip"]
+    prompts: Literal["sdp", "plain"]
+    prompts_assumed: bool
+    label: str | None = None
+    licence: str | None = None
+    parameters: int
+    score_levels: list[float] = Field(min_length=2)
+    dims: dict[str, Any]
+
+
+class SceneEntry(_Strict):
+    """A scene: five prompts from bad to perfect, and the working short side its photos are reduced to."""
+
+    name: SceneName
+    prompts: list[str] = Field(min_length=5, max_length=5)
+    kind: Literal["sdp", "plain", "user"]
+
+
+class GraphEntry(_Strict):
+    """One ONNX graph. ``name`` is the scene's, or ``joint``; ``files`` are the graph and its external data."""
+
+    name: SceneName
+    scenes: list[SceneName] = Field(min_length=1)
+    precision: Precision
+    attention: Literal["decomposed", "op"]
+    opset: int
+    moae: Literal["exact"]
+    onnx: FileName
+    weights: FileName
+    crops: int = Field(ge=1, le=64)
+    batch: tuple[int, int, int]  # least, optimal, most; equal when the batch is static
+    inputs: dict[str, tuple[str, list[int | str]]]
+    outputs: dict[str, tuple[str, list[int | str]]]
+
+
+class Parity(_Strict):
+    """Graph against the PyTorch module on the same crops; differences in score units."""
+
+    graph: SceneName
+    scene: SceneName
+    precision: Precision
+    backend: str
+    backend_version: str
+    crops: int
+    max_abs: float
+    mean_abs: float
+    score_std: float
+    srcc: float | None  # None below 16 crops or where all scores are equal
+    order_flips: float | None  # share of pairs whose order differs
+    gate_max: float
+    passed: bool
+    note: str | None = None
+
+
+class Golden(_Strict):
+    """A small image whose crops and scores are known: the boot-time self-test."""
+
+    file: FileName
+    licence: str
+    crops_sha256: dict[SceneName, Sha256]  # of the uint8 crops of that scene's contract
+    scores: dict[SceneName, float]  # by the PyTorch module in fp32
+
+
+class Manifest(_Strict):
+    """The whole bundle. Every file it needs is in ``files``; readers open nothing else."""
+
+    schema_version: int
+    created: str
+    tool: str
+    checkpoint: CheckpointInfo
+    scenes: list[SceneEntry] = Field(min_length=1)
+    default_scene: SceneName
+    contract: dict[str, Any]
+    contract_sha256: Sha256
+    graphs: list[GraphEntry] = Field(min_length=1)
+    parity: list[Parity]
+    golden: list[Golden]
+    files: list[FileEntry]
+    libraries: dict[str, str]
+    options: dict[str, Any]
+    warnings: list[str] = []
+
+
+class EngineEntry(_Strict):
+    """One TensorRT plan that this device, or another one, built from a graph of the bundle."""
+
+    file: FileName
+    size: int
+    sha256: Sha256
+    flavour: Literal["tensorrt", "tensorrt-rtx"]
+    version: str
+    compute_capabilities: list[str]  # e.g. ["8.6", "8.9"]; what the plan was compiled for
+    graph: SceneName
+    scenes: list[SceneName]
+    precision: Precision
+    onnx_sha256: Sha256
+    weights_sha256: Sha256
+    batch: tuple[int, int, int]
+    options: dict[str, Any]
+    log: FileName
+    seconds: float
+    created: str
+    os: str
+
+
+class Engines(_Strict):
+    """engines.json: replaced last, like the manifest, and never part of it."""
+
+    schema_version: int
+    engines: list[EngineEntry]
