@@ -1,4 +1,4 @@
-"""The dimensions of a Gamma model, read from the names and shapes of its tensors: nothing is assumed but heads = width/64."""
+"""A Gamma model's dimensions, read from its tensors' names and shapes; nothing is assumed but heads = width / 64."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclasses.dataclass(frozen=True)
 class TowerDims:
-    """One transformer. Blocks from ``first_moae`` on carry ``experts`` adaptive experts; equal to ``layers`` when none do."""
+    """One transformer. Blocks from ``first_moae`` on carry ``experts`` adaptive experts (``layers``: none does)."""
 
     width: int
     hidden: int
@@ -80,7 +80,7 @@ def dims_of(shapes: Shapes) -> GammaDims:
     grid = math.isqrt(max(tokens - 1, 0))
     if grid == 0 or grid * grid != tokens - 1 or patch == 0:
         raise InputError(
-            f"clip_model.visual.positional_embedding: {tokens} tokens are not a class token and a square grid of patches"
+            f"clip_model.visual.positional_embedding: {tokens} tokens are not a class token and a square grid"
         )
     return GammaDims(
         vision=_tower(shapes, "clip_model.visual.", width),
@@ -97,7 +97,10 @@ def dims_of(shapes: Shapes) -> GammaDims:
 
 def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     if name not in shapes:
-        raise InputError(f"not a Gamma checkpoint: tensor {name} is missing", hint="gamma-export reads the authors' .pth, a base CLIP state dict, or our .safetensors")
+        raise InputError(
+            f"not a Gamma checkpoint: tensor {name} is missing",
+            hint="gamma-export reads the authors' .pth, a base CLIP state dict, or our .safetensors",
+        )
     if len(shapes[name]) != rank:
         raise InputError(f"{name}: shape {list(shapes[name])}, expected {rank} dimensions")
     return shapes[name]
@@ -105,7 +108,9 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 
 def _tower(shapes: Shapes, prefix: str, width: int) -> TowerDims:
     if width % HEAD_WIDTH:
-        raise InputError(f"{prefix}*: width {width} is not a multiple of {HEAD_WIDTH}, so the number of heads is unknown")
+        raise InputError(
+            f"{prefix}*: width {width} is not a multiple of {HEAD_WIDTH}, so the number of heads is unknown"
+        )
     pattern = re.compile(re.escape(prefix) + _BLOCK)
     blocks = {int(m[1]) for name in shapes if (m := pattern.match(name))}
     layers = len(blocks)
@@ -114,7 +119,9 @@ def _tower(shapes: Shapes, prefix: str, width: int) -> TowerDims:
     counts = [_experts(shapes, f"{prefix}transformer.resblocks.{i}.mlp.experts.expert_") for i in range(layers)]
     first = next((i for i, count in enumerate(counts) if count), layers)
     if len(set(counts[first:])) > 1:
-        raise InputError(f"{prefix}transformer: adaptive experts per block are {counts}; expected none, then the same number to the end")
+        raise InputError(
+            f"{prefix}transformer: adaptive experts per block are {counts}; expected none, then one number to the end"
+        )
     shared = "mlp.c_fc.weight" if first > 0 else "mlp.useful_experts.c_fc.weight"
     hidden = _shape(shapes, f"{prefix}transformer.resblocks.0.{shared}", 2)[0]
     return TowerDims(width, hidden, layers, width // HEAD_WIDTH, first, counts[-1])

@@ -34,7 +34,7 @@ class Mlp(nn.Module):
         self.c_fc = nn.Linear(width, hidden)
         self.c_proj = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.c_proj(quick_gelu(self.c_fc(x)))
         return out
 
@@ -46,12 +46,12 @@ class Gating(nn.Module):
         super().__init__()
         self.layer1 = nn.Linear(width, experts)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         return torch.softmax(self.layer1(x), dim=-1)
 
 
 class Moae(nn.Module):
-    """y = S(x) + scale * sum_e g_e(x) E_e(x): shared expert ungated, adaptive experts gated per token (model.md 1.4)."""
+    """y = S(x) + scale * sum_e g_e(x) E_e(x): shared expert ungated, the others gated per token."""
 
     def __init__(self, width: int, hidden: int, experts: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Moae(nn.Module):
         self.experts = nn.ModuleDict({f"expert_{e}": Mlp(width, hidden) for e in range(experts)})
         self.gating = Gating(width, experts)
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         gates = self.gating(x)  # (B, L, E)
         adaptive = torch.zeros_like(x)
         for e, expert in enumerate(self.experts.values()):
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
         batch, length, width = x.shape
         packed = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = packed.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)  # (B, h, L, d)
@@ -99,7 +99,7 @@ class Block(nn.Module):
         self.mlp = Moae(dims.width, dims.hidden, dims.experts) if moae else Mlp(dims.width, dims.hidden)
         self.ln_2 = nn.LayerNorm(dims.width, eps=LAYER_NORM_EPSILON)
 
-    def forward(self, x: Tensor, causal: bool) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, causal: bool) -> Tensor:
         x = x + self.attn(self.ln_1(x), causal)
         x = x + self.mlp(self.ln_2(x))
         return x
@@ -112,7 +112,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(dims, i) for i in range(dims.layers))
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
         for block in self.resblocks:
             x = block(x, causal)
         return x
@@ -140,7 +140,7 @@ class VisionTower(nn.Module):
         out: Tensor = self.transformer(self.ln_pre(tokens))[:, 0]
         return out
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.ln_post(self.class_token(x)) @ self.proj
         return out
 
@@ -177,7 +177,7 @@ class Adapter(nn.Module):
             nn.Linear(embed, hidden, bias=False), nn.ReLU(), nn.Linear(hidden, embed, bias=False), nn.ReLU()
         )
 
-    def forward(self, x: Tensor) -> Tensor:  # noqa: D102
+    def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.fc(x)
         return out
 

@@ -93,7 +93,9 @@ def load_scenes(path: Path) -> list[Scene]:
 
 def _user_scene(path: Path, entry: Any) -> Scene:
     if not isinstance(entry, dict) or not {"name", "prompts"} <= set(entry) <= {"name", "prompts", "short_side"}:
-        raise InputError(f"{path}: a scene is a mapping of name, prompts and (optionally) short_side; found {entry!r:.120}")
+        raise InputError(
+            f"{path}: a scene is a mapping of name, prompts and (optionally) short_side; found {entry!r:.120}"
+        )
     name, prompts, short = entry["name"], entry["prompts"], entry.get("short_side", 384)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "joint":
         raise InputError(f"{path}: scene name {name!r} must be lower-case letters, digits, - and _, and not 'joint'")
@@ -105,7 +107,11 @@ def _user_scene(path: Path, entry: Any) -> Scene:
         or not all(isinstance(p, str) and p.strip() for p in prompts)
         or len(set(prompts)) != len(LEVELS)
     ):
-        raise InputError(f"{path}: scene {name!r} needs five different prompts, from bad to perfect; found {prompts!r:.120}")
+        raise InputError(
+            f"{path}: scene {name!r} needs five different prompts, from bad to perfect; found {prompts!r:.120}"
+        )
     if short is not None and not (isinstance(short, int) and _MIN_SHORT_SIDE <= short <= _MAX_SHORT_SIDE):
-        raise InputError(f"{path}: scene {name!r}: short_side {short!r} is not between {_MIN_SHORT_SIDE} and {_MAX_SHORT_SIDE}")
+        raise InputError(
+            f"{path}: scene {name!r}: short_side {short!r} is not between {_MIN_SHORT_SIDE} and {_MAX_SHORT_SIDE}"
+        )
     return Scene(name, tuple(prompts), "user", short)
