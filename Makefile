@@ -1,0 +1,78 @@
+# gamma-edge: `make help` lists the targets. Every target sets up .venv by itself; the first time needs a package index.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: demo test test-long gpu-check lint format clean venv help
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := cpu,export,rtx,dev
+PYTHONS := python3.11 python3.12 python3.10 python3
+DEMO := build/demo.gamma
+PHOTOS := gamma_export/data/photos
+# NVIDIA publishes TensorRT-RTX for x86-64 only; elsewhere the demo goes without an engine.
+ENGINE := $(if $(filter x86_64,$(shell uname -m)),--engine tensorrt-rtx)
+
+demo: $(STAMP) ## export the demo checkpoint, score the packaged photos, prove the bundle
+	$(BIN)/gamma-export -o $(DEMO) $(ENGINE)
+	$(BIN)/gamma-run $(DEMO) $(PHOTOS)
+	$(BIN)/gamma-verify $(DEMO) --against demo
+
+# The runner's line stays the last one printed: CI reads it.
+test: lint ## linters, types and all tests but those marked gpu or long
+	$(BIN)/python -m pytest -m 'not gpu and not long' --durations=15
+
+test-long: $(STAMP) ## the tests marked long
+	$(BIN)/python -m pytest -m long --durations=15
+
+gpu-check: $(STAMP) ## the tests marked gpu; results in build/gpu-check
+	$(BIN)/python tests/gpu_check.py build/gpu-check
+
+lint: $(STAMP) ## ruff, its formatter, mypy --strict, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(STAMP) ## let ruff sort the imports and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+venv: $(STAMP) ## .venv with everything the other targets need
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml setup.py constraints.txt
+	@$(MAKE_VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+# A name on PATH is no proof (pyenv leaves shims that only print an error), so each candidate is run. A .venv whose
+# Python is gone is made anew.
+define MAKE_VENV
+set -e; \
+usable() { "$$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }; \
+whole() { "$$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }; \
+may_apt() { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; }; \
+apt() { echo "installing $$* with apt-get"; apt-get update -qq && \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$$@"; }; \
+find_python() { python=; for name in $(PYTHONS); do if usable "$$name"; then python="$$name"; return; fi; done; }; \
+if usable $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1; then exit 0; fi; \
+find_python; \
+if [ -z "$$python" ] && may_apt; then apt python3 python3-venv || true; find_python; fi; \
+if [ -z "$$python" ]; then \
+  echo "error: Python 3.10, 3.11 or 3.12 is needed, and none of $(PYTHONS) is one"; \
+  echo "hint: as root: apt-get install python3 python3-venv; or install one and put it on PATH"; exit 5; fi; \
+if ! whole "$$python"; then \
+  package="$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
+  if may_apt; then apt "$$package" || true; fi; \
+  if ! whole "$$python"; then \
+    echo "error: $$python has no venv module"; echo "hint: as root: apt-get install $$package"; exit 5; fi; fi; \
+echo "making .venv with $$("$$python" --version) ($$python)"; \
+"$$python" -m venv --clear .venv
+endef
