@@ -1,0 +1,206 @@
+"""Engines for a bundle: choose graphs, check them, build all plans, then publish them together."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gamma_runtime.bundle import Bundle
+from gamma_runtime.engines.host import host_os, require_gpu
+from gamma_runtime.engines.options import AMPERE_AND_NEWER, BuildProgress, EngineOptions, PlanSpec
+from gamma_runtime.engines.store import plan_stem, prepare, publish
+from gamma_runtime.engines.worker import compile_plan
+from gamma_runtime.errors import GammaError, InputError, OutputError, UsageError
+from gamma_runtime.files import hash_file, temporary_beside
+
+if TYPE_CHECKING:
+    from gamma_runtime.manifest import EngineEntry, GraphEntry
+
+__all__ = ["build_engines", "select_graphs"]
+
+_JOINT = "joint"
+_SLACK = 64 << 20  # bytes; kernels and log beside the weights
+
+
+def build_engines(
+    bundle: Bundle, options: EngineOptions, progress: Callable[[BuildProgress], None] | None = None
+) -> list[EngineEntry]:
+    """Build plans and list them in engines.json; all or none, and the manifest is never touched.
+
+    Args:
+        bundle: an opened bundle; graph and weights are hashed before any parser sees them.
+        options: what to build.
+        progress: called a few times a second.
+
+    Raises:
+        UsageError: options that do not fit. InputError: no such graph, or one that TensorRT cannot parse.
+        IntegrityError: a changed file. EnvironmentFault: no driver, no library, out of memory, or TensorRT gave up.
+        OutputError: disk, permission, lock.
+
+    Example:
+        >>> bundle = gamma_runtime.bundle.open_bundle("photo.gamma")
+        >>> build_engines(bundle, EngineOptions(flavour="tensorrt-rtx"))
+    """
+    options.check()
+    graphs = select_graphs(bundle, options)
+    targets = _targets(options)
+    folder = Path(os.path.abspath(options.engine_dir or bundle.folder))
+    sizes = {entry.name: entry.size for entry in bundle.manifest.files}
+    prepare(folder, sum(sizes[graph.weights] + _SLACK for graph in graphs))
+    made: list[tuple[Path, str, EngineEntry]] = []
+    with contextlib.ExitStack() as stack:
+        for graph in graphs:
+            try:
+                plan = stack.enter_context(temporary_beside(folder / "plan"))
+            except OSError as error:
+                raise OutputError(f"{folder}: not writable ({error})", hint="use --engine-dir") from error
+            log, entry = _build_one(bundle, graph, options, targets, plan, progress)
+            made.append((plan, log, entry))
+        publish(folder, made, options.lock_timeout)
+    return [entry for _, _, entry in made]
+
+
+def select_graphs(bundle: Bundle, options: EngineOptions) -> list[GraphEntry]:
+    """One graph for each precision: the named scene's, else the joint one, else the only one.
+
+    Raises:
+        InputError: no graph for that scene or precision. UsageError: several graphs, none joint, and no scene named.
+    """
+    every = bundle.manifest.graphs
+    precisions = list(dict.fromkeys(g.precision for g in every if options.precision in (None, g.precision)))
+    if not precisions:
+        have = ", ".join(dict.fromkeys(g.precision for g in every))
+        raise InputError(f"{bundle.folder}: no {options.precision} graph", hint=f"this bundle has {have}")
+    if options.scene is None:
+        return [_default_graph([g for g in every if g.precision == p], options) for p in precisions]
+    bundle.graph(options.scene, options.precision)  # an unknown scene is refused in the bundle's words
+    scored = [[g for g in every if options.scene in g.scenes and g.precision == p] for p in precisions]
+    return [_preferred(graphs, options) for graphs in scored if graphs]
+
+
+def _preferred(graphs: list[GraphEntry], options: EngineOptions) -> GraphEntry:
+    """TensorRT-RTX fuses the Attention operator best; TensorRT before 10.14 does not know it (tensorrt.md 1)."""
+    wanted = "op" if options.flavour == "tensorrt-rtx" else "decomposed"
+    return min(graphs, key=lambda g: (len(g.scenes), g.attention != wanted))
+
+
+def _default_graph(graphs: list[GraphEntry], options: EngineOptions) -> GraphEntry:
+    joint = [g for g in graphs if g.name == _JOINT]
+    if not joint and len(names := sorted({g.name for g in graphs})) > 1:
+        raise UsageError(
+            f"this bundle has {len(names)} {graphs[0].precision} graphs and no joint one", hint=f"--scene {names[0]}"
+        )
+    return _preferred(joint or graphs, options)
+
+
+def _targets(options: EngineOptions) -> list[str]:
+    """The compute capabilities to record; for TensorRT the GPU must answer first, else it dies without a word.
+
+    Raises:
+        EnvironmentFault: flavour ``tensorrt`` without a usable GPU.
+    """
+    if options.flavour == "tensorrt-rtx":
+        return list(options.compute_capabilities) or [AMPERE_AND_NEWER]
+    instead = "or compile without a GPU: gamma-build BUNDLE --engine tensorrt-rtx"
+    return [require_gpu("tensorrt", instead=instead).devices[0].compute_capability]
+
+
+def _build_one(
+    bundle: Bundle,
+    graph: GraphEntry,
+    options: EngineOptions,
+    targets: list[str],
+    plan: Path,
+    progress: Callable[[BuildProgress], None] | None,
+) -> tuple[str, EngineEntry]:
+    """The log's text and the entry of one plan, which lies in ``plan``."""
+    onnx = bundle.file(graph.onnx)
+    bundle.file(graph.weights)
+    spec = _spec(graph, onnx, plan, options)
+
+    def tick(phase: str, fraction: float | None, elapsed: float, pid: int) -> None:
+        if progress is not None:
+            progress(BuildProgress(graph.name, graph.precision, phase, fraction, elapsed, pid))
+
+    with tempfile.TemporaryDirectory(prefix="gamma-build-") as scratch:
+        log = Path(scratch) / "build.log"
+        try:
+            done = compile_plan(spec, Path(scratch), log, tick, options.build_timeout)
+        except GammaError as error:
+            if kept := _keep_log(log):
+                error.hint = f"{error.hint}; build log: {kept}" if error.hint else f"build log: {kept}"
+            raise
+        text = log.read_text(encoding="utf-8", errors="replace")
+    return text, _entry(bundle, graph, options, targets, plan, done)
+
+
+def _keep_log(log: Path) -> Path | None:
+    """Copy a failed build's log to where its reader finds it: the system's temporary folder, not the bundle."""
+    if not log.is_file() or not log.stat().st_size:
+        return None
+    handle, name = tempfile.mkstemp(prefix="gamma-build-failed-", suffix=".log")
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(log.read_bytes())
+    return Path(name)
+
+
+def _spec(graph: GraphEntry, onnx: Path, plan: Path, options: EngineOptions) -> PlanSpec:
+    least, optimal, most = graph.batch
+
+    def fill(shape: list[int | str], batch: int) -> list[int]:
+        return [batch if isinstance(size, str) else size for size in shape]
+
+    return PlanSpec(
+        flavour=options.flavour,
+        onnx=str(onnx),
+        plan=str(plan),
+        inputs=[
+            (name, dtype, fill(shape, least), fill(shape, optimal), fill(shape, most))
+            for name, (dtype, shape) in graph.inputs.items()
+        ],
+        outputs=[(name, dtype) for name, (dtype, _) in graph.outputs.items()],
+        compute_capabilities=list(options.compute_capabilities),
+        workspace_mib=options.workspace_mib,
+    )
+
+
+def _entry(
+    bundle: Bundle, graph: GraphEntry, options: EngineOptions, targets: list[str], plan: Path, done: dict[str, Any]
+) -> EngineEntry:
+    from gamma_runtime.manifest import EngineEntry
+
+    hashes = {entry.name: entry.sha256 for entry in bundle.manifest.files}
+    digest = hash_file(plan)
+    stem = plan_stem(graph.name, graph.precision, options.flavour, done["version"], targets, digest)
+    return EngineEntry(
+        file=f"{stem}.plan",
+        size=plan.stat().st_size,
+        sha256=digest,
+        flavour=options.flavour,
+        version=done["version"],
+        compute_capabilities=targets,
+        graph=graph.name,
+        scenes=graph.scenes,
+        precision=graph.precision,
+        onnx_sha256=hashes[graph.onnx],
+        weights_sha256=hashes[graph.weights],
+        batch=graph.batch,
+        options={
+            "strongly_typed": True,
+            "tf32": False,
+            "profiling_verbosity": "DETAILED",
+            "workspace_mib": options.workspace_mib,
+            "attention": graph.attention,
+            "default_targets": not options.compute_capabilities and options.flavour == "tensorrt-rtx",
+            "polygraphy": done["polygraphy"],
+        },
+        log=f"{stem}.log",
+        seconds=round(done["seconds"], 3),
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        os=host_os(),
+    )
