@@ -141,7 +141,8 @@ class _VisionGraph:
         return g.node("MatMul", f"{name}/attn/mix", [g.cast(shares, self.half, "product"), v], dtype=self.half)
 
     def _attention_op(self, q: str, k: str, v: str, name: str) -> str:
-        attributes = {"scale": 1.0, "softmax_precision": 1}  # 1 is FLOAT
+        # TensorRT's parser refuses softmax_precision; its fused kernels accumulate in fp32 by themselves.
+        attributes = {"scale": 1.0}
         return self.g.node("Attention", f"{name}/attn/attention", [q, k, v], dtype=self.half, attributes=attributes)
 
     def mlp(self, z: str, name: str) -> str:

@@ -206,7 +206,8 @@ def write_authors(
         content[_LABEL_KEY] = {"label": label, "prompts": prompts}
     try:
         with temporary_beside(path) as temporary:
-            torch.save(content, temporary)
+            with temporary.open("wb") as stream:  # torch refuses hidden file names
+                torch.save(content, stream)
             temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise OutputError(f"{path}: cannot be written ({error})") from error

@@ -113,7 +113,7 @@ def _spread(name: str, shape: tuple[int, ...], dims: GammaDims) -> float:
         return 1 / math.sqrt(math.prod(shape[1:]))
     if name.endswith("token_embedding.weight"):
         return 0.5
-    if name.endswith("positional_embedding"):
+    if not shape or name.endswith("positional_embedding"):
         return 0.1
     return 1 / math.sqrt(shape[-1] if name.endswith("weight") else shape[0])
 
