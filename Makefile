@@ -66,13 +66,13 @@ if usable $(BIN)/python && $(BIN)/python -m pip --version >/dev/null 2>&1; then 
 find_python; \
 if [ -z "$$python" ] && may_apt; then apt python3 python3-venv || true; find_python; fi; \
 if [ -z "$$python" ]; then \
-  echo "error: Python 3.10, 3.11 or 3.12 is needed, and none of $(PYTHONS) is one"; \
-  echo "hint: as root: apt-get install python3 python3-venv; or install one and put it on PATH"; exit 5; fi; \
+  echo "error: Python 3.10, 3.11 or 3.12 is needed, and none of $(PYTHONS) is one" >&2; \
+  echo "hint: as root: apt-get install python3 python3-venv; or install one and put it on PATH" >&2; exit 5; fi; \
 if ! whole "$$python"; then \
   package="$$("$$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')"; \
   if may_apt; then apt "$$package" || true; fi; \
   if ! whole "$$python"; then \
-    echo "error: $$python has no venv module"; echo "hint: as root: apt-get install $$package"; exit 5; fi; fi; \
+    echo "error: $$python has no venv module" >&2; echo "hint: as root: apt-get install $$package" >&2; exit 5; fi; fi; \
 echo "making .venv with $$("$$python" --version) ($$python)"; \
 "$$python" -m venv --clear .venv
 endef

@@ -93,7 +93,7 @@ def _compressed(pixels: Pixels, quality: float) -> Pixels:
 
     options = [cv2.IMWRITE_JPEG_QUALITY, round(quality)]
     _, encoded = cv2.imencode(".jpg", np.ascontiguousarray(pixels[..., ::-1]), options)
-    decoded = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    decoded = np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return np.ascontiguousarray(decoded[..., ::-1], dtype=np.uint8)
 
 
@@ -124,7 +124,8 @@ def verification_set(paths: Iterable[Path]) -> Iterator[tuple[str, Pixels]]:
     Example:
         >>> names = [name for name, _ in verification_set(packaged_photos())]  # 48 of them
     """
-    from gamma_runtime.decode import Limits, decode
+    from gamma_runtime.contract import Limits
+    from gamma_runtime.decode import decode
 
     limits = Limits()
     for path in paths:

@@ -59,7 +59,7 @@ def test_pure_python_and_licensed(archive: zipfile.ZipFile, info: str, wheel: Pa
 def test_base_install_brings_no_heavy_library(archive: zipfile.ZipFile, info: str) -> None:
     metadata = email.message_from_bytes(archive.read(f"{info}/METADATA"))
     base = {line.split(">=")[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
-    assert base == {"numpy", "pydantic", "rich", "tyro"}
+    assert base == {"numpy", "pydantic", "rich", "typing-extensions", "tyro"}
 
 
 def test_entry_points_are_those_of_pyproject(archive: zipfile.ZipFile, info: str, project: dict[str, Any]) -> None:
