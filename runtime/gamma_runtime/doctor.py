@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -190,12 +189,10 @@ def _jetpack() -> str | None:
 
 
 def _backends() -> dict[str, str]:
-    """Backend name to ``usable`` or the reason why not."""
-    try:
-        available = importlib.import_module("gamma_runtime.backends").available
-    except (ImportError, AttributeError):
-        return {}
-    return dict(available())
+    """Each backend's name with its library's version, or the reason why it cannot be used."""
+    from gamma_runtime.backends import available
+
+    return available()
 
 
 def _warnings(libraries: dict[str, str | None]) -> list[str]:

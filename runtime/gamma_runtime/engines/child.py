@@ -44,11 +44,11 @@ class _Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         lines = self._errors if record.levelno >= logging.ERROR else self._warnings
         text = record.getMessage().strip()
-        if text not in lines:
-            lines.append(text)
+        if not text.startswith("[!]"):  # that is Polygraphy's own last word; our error says it
+            lines.append(text.removeprefix("[E] ").removeprefix("[W] "))
 
     def text(self) -> str:
-        kept = (self._errors or self._warnings)[:_MAX_LINES]
+        kept = list(dict.fromkeys(self._errors or self._warnings))[:_MAX_LINES]
         return "\n  ".join(kept) or "TensorRT logged no reason"
 
 
@@ -140,7 +140,7 @@ def _check_io(spec: PlanSpec, network: Any) -> None:
     Raises:
         InputError: with both tables.
     """
-    expected = sorted([(name, dtype) for name, dtype, *_ in spec.inputs] + list(spec.outputs))
+    expected = sorted((name, dtype) for name, dtype, *_ in [*spec.inputs, *spec.outputs])
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
     tensors += [network.get_output(i) for i in range(network.num_outputs)]
     found = sorted((tensor.name, _DTYPES.get(tensor.dtype.name, tensor.dtype.name)) for tensor in tensors)
@@ -159,7 +159,7 @@ def _configure(spec: PlanSpec, trt: Any, emit: Emit) -> Any:
 
     profile = Profile()
     for name, _, least, optimal, most in spec.inputs:
-        profile.add(name, least, optimal, most)
+        profile.add(name, tuple(least), tuple(optimal), tuple(most))
     pools = None
     if spec.workspace_mib is not None:
         pools = {trt.MemoryPoolType.WORKSPACE: spec.workspace_mib << 20}
@@ -244,6 +244,9 @@ def main(path: str) -> int:
         emit(_build(spec, emit))
     except GammaError as error:
         emit({"event": "error", "type": type(error).__name__, "message": error.message, "hint": error.hint})
+    except OSError as error:
+        hint = "check the free space and the permissions"
+        emit({"event": "error", "type": "OutputError", "message": f"{spec.plan}: {error}", "hint": hint})
     except MemoryError:
         emit({"event": "error", "type": "EnvironmentFault", "message": "out of memory in the build", "hint": None})
     return 0
