@@ -66,7 +66,11 @@ def fold_vision(state: Mapping[str, Tensor], dims: GammaDims) -> list[Folded]:
     for index in range(dims.vision.layers):
         weights += _block(state, dims, index)
     weights += _norm(state, f"{visual}ln_post", "ln_post", width)
-    head = {"head.proj": "clip_model.visual.proj", "head.adapter_in": "adapter.fc.0.weight", "head.adapter_out": "adapter.fc.2.weight"}
+    head = {
+        "head.proj": "clip_model.visual.proj",
+        "head.adapter_in": "adapter.fc.0.weight",
+        "head.adapter_out": "adapter.fc.2.weight",
+    }
     for name, source in head.items():
         value = state[source] if name == "head.proj" else state[source].T  # proj is stored (in, out) already
         weights.append(Folded(name, "exact", tuple(value.shape), lambda v=value: _f64(v)))  # type: ignore[misc]
@@ -144,7 +148,12 @@ def _moae(state: Mapping[str, Tensor], dims: GammaDims, index: int) -> list[Fold
     return [
         Folded(f"{name}in.weight", "product", (width, hidden), lambda: np.concatenate(stack("c_fc.weight", False)).T),
         Folded(f"{name}in.bias", "product", (hidden,), lambda: np.concatenate(stack("c_fc.bias", False))),
-        Folded(f"{name}out.weight", "product", (hidden, width), lambda: np.concatenate([w.T for w in stack("c_proj.weight", True)])),
+        Folded(
+            f"{name}out.weight",
+            "product",
+            (hidden, width),
+            lambda: np.concatenate([w.T for w in stack("c_proj.weight", True)]),
+        ),
         Folded(f"{name}out.bias", "product", (len(homes), width), lambda: np.stack(stack("c_proj.bias", True))),
     ]
 

@@ -34,7 +34,16 @@ class GraphWriter:
         self.initializers: dict[str, TensorProto] = {}
         self.dtype: dict[str, str] = {}
 
-    def node(self, op: str, name: str, inputs: Sequence[str], *, dtype: str, outputs: int = 1, attributes: Mapping[str, Any] | None = None) -> str:
+    def node(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[str],
+        *,
+        dtype: str,
+        outputs: int = 1,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
         """Add a node; returns its output's name (the first one's: the others are ``name:1``, ``name:2`` ...)."""
         from onnx import helper
 
@@ -44,7 +53,7 @@ class GraphWriter:
         return name
 
     def cast(self, value: str, dtype: str, why: str) -> str:
-        """The value in another type; nothing when it already has it. ``why`` is part of the node's name, for the lint."""
+        """The value in another type; a no-op if it has it. ``why`` goes into the node's name, for the lint."""
         if self.dtype[value] == dtype:
             return value
         return self.node("Cast", f"{value}/cast_{why}", [value], dtype=dtype, attributes={"to": DTYPES[dtype]})
@@ -69,13 +78,19 @@ class GraphWriter:
     def reshape(self, value: str, name: str, shape: Sequence[int]) -> str:
         """Reshape to constant dimensions, of which one may be -1."""
         key = "shape." + "x".join(str(d) for d in shape)
-        return self.node("Reshape", name, [value, self.constant(key, np.array(shape), "int64")], dtype=self.dtype[value])
+        return self.node(
+            "Reshape", name, [value, self.constant(key, np.array(shape), "int64")], dtype=self.dtype[value]
+        )
 
     def transpose(self, value: str, name: str, order: Sequence[int]) -> str:
         """Permute the dimensions."""
         return self.node("Transpose", name, [value], dtype=self.dtype[value], attributes={"perm": list(order)})
 
-    def model(self, inputs: Mapping[str, tuple[str, Sequence[int | str]]], outputs: Mapping[str, tuple[str, Sequence[int | str]]]) -> onnx.ModelProto:
+    def model(
+        self,
+        inputs: Mapping[str, tuple[str, Sequence[int | str]]],
+        outputs: Mapping[str, tuple[str, Sequence[int | str]]],
+    ) -> onnx.ModelProto:
         """The finished model, IR version and opset pinned."""
         from onnx import helper
 
@@ -84,7 +99,9 @@ class GraphWriter:
         def values(table: Mapping[str, tuple[str, Sequence[int | str]]]) -> list[Any]:
             return [helper.make_tensor_value_info(n, DTYPES[dtype], list(shape)) for n, (dtype, shape) in table.items()]
 
-        graph = helper.make_graph(self.nodes, self.name, values(inputs), values(outputs), initializer=list(self.initializers.values()))
+        graph = helper.make_graph(
+            self.nodes, self.name, values(inputs), values(outputs), initializer=list(self.initializers.values())
+        )
         return helper.make_model(
             graph,
             ir_version=IR_VERSION,

@@ -21,8 +21,27 @@ __all__ = ["check_graph", "lint"]
 
 # Nothing decomposes a LayerNorm (Pow, Sqrt), depends on data or shapes (NonZero, Shape, If, Loop), or resizes.
 OPS = frozenset(
-    "Add Attention Cast Div Gather LayerNormalization MatMul Mul Pad ReduceL2 ReduceMean ReduceSum Relu Reshape Sigmoid "
-    "Softmax Split Sub Transpose".split()
+    [
+        "Add",
+        "Attention",
+        "Cast",
+        "Div",
+        "Gather",
+        "LayerNormalization",
+        "MatMul",
+        "Mul",
+        "Pad",
+        "ReduceL2",
+        "ReduceMean",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Sigmoid",
+        "Softmax",
+        "Split",
+        "Sub",
+        "Transpose",
+    ]
 )
 ATTENTION_PRODUCTS = ("scores", "mix")
 
@@ -95,9 +114,7 @@ def _norms(model: onnx.ModelProto, types: dict[str, int], dims: GammaDims) -> It
             yield f"{node.name}: LayerNormalization is not in fp32"
 
 
-def _products(
-    model: onnx.ModelProto, types: dict[str, int], dims: GammaDims, options: GraphOptions
-) -> Iterator[str]:
+def _products(model: onnx.ModelProto, types: dict[str, int], dims: GammaDims, options: GraphOptions) -> Iterator[str]:
     """Asked fp16 means that the products are fp16: all but the head's, which are fp32."""
     moae = dims.vision.layers - dims.vision.first_moae
     attention = 0 if options.attention == "op" else len(ATTENTION_PRODUCTS)
@@ -116,9 +133,7 @@ def _products(
         yield f"{counted[False]} products and {counted[True]} in the head, expected {body} and {head}"
 
 
-def _casts(
-    model: onnx.ModelProto, types: dict[str, int], dims: GammaDims, options: GraphOptions
-) -> Iterator[str]:
+def _casts(model: onnx.ModelProto, types: dict[str, int], dims: GammaDims, options: GraphOptions) -> Iterator[str]:
     """Every Cast has a reason in its name and goes between the types that the reason stands for."""
     half, residual = options.precision, options.residual if options.precision != "fp32" else "fp32"
     reasons = {

@@ -8,7 +8,6 @@ opset-23 ``Attention`` op). Shapes in comments: B = N*C crops, T = 197 tokens, M
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +56,9 @@ def graph_io(options: GraphOptions, dims: GammaDims, scenes: int) -> tuple[IO, I
     return inputs, outputs
 
 
-def build_graph(name: str, weights: WeightsFile, dims: GammaDims, text: np.ndarray[Any, Any], options: GraphOptions) -> onnx.ModelProto:
+def build_graph(
+    name: str, weights: WeightsFile, dims: GammaDims, text: np.ndarray[Any, Any], options: GraphOptions
+) -> onnx.ModelProto:
     """One scene's graph, or the joint one.
 
     Args:
@@ -71,7 +72,9 @@ def build_graph(name: str, weights: WeightsFile, dims: GammaDims, text: np.ndarr
 
 
 class _VisionGraph:
-    def __init__(self, name: str, weights: WeightsFile, dims: GammaDims, text: np.ndarray[Any, Any], options: GraphOptions) -> None:
+    def __init__(
+        self, name: str, weights: WeightsFile, dims: GammaDims, text: np.ndarray[Any, Any], options: GraphOptions
+    ) -> None:
         self.g = GraphWriter(name, weights, options.opset)
         self.dims, self.options, self.text = dims, options, text
         self.scenes = text.shape[1] // dims.levels
@@ -123,7 +126,11 @@ class _VisionGraph:
         g.node("Split", f"{name}/attn/split", [packed, sizes], dtype=self.half, outputs=3, attributes={"axis": 1})
         q, k, v = (f"{name}/attn/split{suffix}" for suffix in ("", ":1", ":2"))
         q, k, v = (
-            g.transpose(g.reshape(part, f"{name}/attn/{label}_heads", (-1, self.dims.tokens, heads, HEAD_WIDTH)), f"{name}/attn/{label}", order)
+            g.transpose(
+                g.reshape(part, f"{name}/attn/{label}_heads", (-1, self.dims.tokens, heads, HEAD_WIDTH)),
+                f"{name}/attn/{label}",
+                order,
+            )
             for part, label, order in ((q, "q", (0, 2, 1, 3)), (k, "k", self._key_order), (v, "v", (0, 2, 1, 3)))
         )
         mixed = self._attention_op(q, k, v, name) if self.options.attention == "op" else self._decomposed(q, k, v, name)
@@ -137,7 +144,13 @@ class _VisionGraph:
     def _decomposed(self, q: str, k: str, v: str, name: str) -> str:
         g = self.g
         logits = g.node("MatMul", f"{name}/attn/scores", [q, k], dtype=self.half)  # [B, h, T, T]
-        shares = g.node("Softmax", f"{name}/attn/softmax", [g.cast(logits, "fp32", "softmax")], dtype="fp32", attributes={"axis": -1})
+        shares = g.node(
+            "Softmax",
+            f"{name}/attn/softmax",
+            [g.cast(logits, "fp32", "softmax")],
+            dtype="fp32",
+            attributes={"axis": -1},
+        )
         return g.node("MatMul", f"{name}/attn/mix", [g.cast(shares, self.half, "product"), v], dtype=self.half)
 
     def _attention_op(self, q: str, k: str, v: str, name: str) -> str:
@@ -176,12 +189,23 @@ class _VisionGraph:
         """Class token -> projection, adapter, L2 norm, softmax, weighted sum, mean over crops; all fp32."""
         g, d = self.g, self.dims
         x = g.reshape(x, "head/sequence", (-1, d.tokens, d.vision.width))
-        x = g.node("Gather", "head/class_token", [x, g.constant("head.zero", np.array(0), "int64")], dtype=self.residual, attributes={"axis": 1})
+        x = g.node(
+            "Gather",
+            "head/class_token",
+            [x, g.constant("head.zero", np.array(0), "int64")],
+            dtype=self.residual,
+            attributes={"axis": 1},
+        )
         x = self.norm(g.cast(x, "fp32", "norm"), "head/ln_post", "ln_post")
         v = self.product(x, "head/proj", "head.proj")  # [B, embed]
         a = v
         for step in ("in", "out"):
-            a = g.node("Relu", f"head/adapter_{step}/relu", [self.product(a, f"head/adapter_{step}", f"head.adapter_{step}")], dtype="fp32")
+            a = g.node(
+                "Relu",
+                f"head/adapter_{step}/relu",
+                [self.product(a, f"head/adapter_{step}", f"head.adapter_{step}")],
+                dtype="fp32",
+            )
         v = g.node("Add", "head/adapter_add", [v, a], dtype="fp32")
         axis = g.constant("head.last", np.array([-1]), "int64")
         length = g.node("ReduceL2", "head/length", [v, axis], dtype="fp32", attributes={"keepdims": 1})
@@ -191,10 +215,18 @@ class _VisionGraph:
         logits = g.reshape(logits, "head/by_scene", (-1, self.scenes, d.levels))
         shares = g.node("Softmax", "head/softmax", [logits], dtype="fp32", attributes={"axis": -1})
         weighted = g.node("Mul", "head/weighted", [shares, g.weight("head.levels")], dtype="fp32")
-        scores = g.node("ReduceSum", "head/scores", [weighted, axis], dtype="fp32", attributes={"keepdims": 0})  # [B, K]
+        scores = g.node(
+            "ReduceSum", "head/scores", [weighted, axis], dtype="fp32", attributes={"keepdims": 0}
+        )  # [B, K]
         many = (self.scenes,) if self.scenes > 1 else ()
         crop_scores = g.reshape(scores, "crop_scores", (-1, self.options.crops, *many))
-        g.node("ReduceMean", "score", [crop_scores, g.constant("head.crops", np.array([1]), "int64")], dtype="fp32", attributes={"keepdims": 0})
+        g.node(
+            "ReduceMean",
+            "score",
+            [crop_scores, g.constant("head.crops", np.array([1]), "int64")],
+            dtype="fp32",
+            attributes={"keepdims": 0},
+        )
 
     # The pieces.
 

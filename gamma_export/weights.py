@@ -53,7 +53,9 @@ class WeightsFile:
         from onnx import TensorProto
 
         place = self.places[name]
-        tensor = TensorProto(name=name, data_type=DTYPES[place.dtype], dims=place.shape, data_location=TensorProto.EXTERNAL)
+        tensor = TensorProto(
+            name=name, data_type=DTYPES[place.dtype], dims=place.shape, data_location=TensorProto.EXTERNAL
+        )
         for key, value in (("location", self.name), ("offset", place.offset), ("length", place.length)):
             tensor.external_data.add(key=key, value=str(value))
         return tensor
@@ -86,7 +88,9 @@ def write_weights(folder: Path, weights: Sequence[Folded], precision: str) -> We
             name = f"weights-{precision}-{digest.hexdigest()[:8]}.bin"
             temporary.replace(folder / name)
     except OSError as error:
-        raise OutputError(f"{folder}: weights cannot be written ({error})", hint="check the free space and the permissions") from error
+        raise OutputError(
+            f"{folder}: weights cannot be written ({error})", hint="check the free space and the permissions"
+        ) from error
     return WeightsFile(name, offset, digest.hexdigest(), precision, places)
 
 
@@ -98,5 +102,7 @@ def _encode(weight: Folded, dtype: str) -> np.ndarray[Any, Any]:
         raise InputError(f"{weight.name}: shape {value.shape}, expected {weight.shape}")
     peak = float(np.abs(value).max(initial=0.0))
     if dtype == "fp16" and peak > _FP16_MAX:
-        raise InputError(f"{weight.name} reaches {peak:.4g}; fp16 ends at {_FP16_MAX:g}", hint="use --precision bf16 or fp32")
+        raise InputError(
+            f"{weight.name} reaches {peak:.4g}; fp16 ends at {_FP16_MAX:g}", hint="use --precision bf16 or fp32"
+        )
     return np.ascontiguousarray(value.astype(np.float32).astype(helper.tensor_dtype_to_np_dtype(DTYPES[dtype])))

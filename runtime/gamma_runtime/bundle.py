@@ -22,6 +22,7 @@ __all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "read_engines"]
 MANIFEST = "manifest.json"
 ENGINES = "engines.json"
 _MAX_JSON = 16 * 2**20  # bytes; a manifest is a few kilobytes
+_RESTORE = "re-run gamma-export, or restore the file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +86,23 @@ def check_file(folder: Path, entry: FileEntry) -> Path:
     try:
         status = os.lstat(path)
     except OSError as error:
-        raise IntegrityError(f"{path}: named by the manifest, but {error.strerror}", hint="re-run gamma-export") from error
+        raise IntegrityError(
+            f"{path}: named by the manifest, but {error.strerror}", hint="re-run gamma-export"
+        ) from error
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise IntegrityError(f"{path}: not a plain file of its own (link, device or pipe)", hint="copy the real file here")
+        raise IntegrityError(
+            f"{path}: not a plain file of its own (link, device or pipe)", hint="copy the real file here"
+        )
     if status.st_size != entry.size:
         raise IntegrityError(
-            f"{path}: {status.st_size} bytes, the manifest says {entry.size}", hint="re-run gamma-export, or restore the file"
+            f"{path}: {status.st_size} bytes, the manifest says {entry.size}",
+            hint=_RESTORE,
         )
     found = hash_file(path)
     if found != entry.sha256:
         raise IntegrityError(
             f"{path}: sha256 {found[:12]}… does not match the manifest's {entry.sha256[:12]}…",
-            hint="re-run gamma-export, or restore the file",
+            hint=_RESTORE,
         )
     return path
 
@@ -113,7 +119,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         content = path.read_bytes()
         data = json.loads(content, object_pairs_hook=_unique)
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error})", hint="re-run gamma-export, or restore the file") from error
+        raise IntegrityError(f"{path}: cannot be read ({error})", hint=_RESTORE) from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: not a JSON object")
     return data, hashlib.sha256(content).hexdigest()
@@ -146,7 +152,10 @@ def open_bundle(folder: Path | str) -> Bundle:
 
     version = data.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise InputError(f"{folder / MANIFEST}: schema {version}, this gamma-edge reads up to {SCHEMA_VERSION}", hint="update gamma-edge")
+        raise InputError(
+            f"{folder / MANIFEST}: schema {version}, newer than {SCHEMA_VERSION}",
+            hint="update gamma-edge",
+        )
     try:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:
@@ -188,5 +197,6 @@ def read_engines(folder: Path) -> Engines:
         return Engines.model_validate(data)
     except ValidationError as error:
         raise IntegrityError(
-            f"{folder / ENGINES}: {error.error_count()} faults ({error.errors()[0]['msg']})", hint="delete it and run gamma-build"
+            f"{folder / ENGINES}: {error.error_count()} faults ({error.errors()[0]['msg']})",
+            hint="delete it and run gamma-build",
         ) from error

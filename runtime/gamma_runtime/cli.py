@@ -16,14 +16,19 @@ from typing import Any, TypeVar
 
 from gamma_runtime.errors import EXIT_BUG, EnvironmentFault, GammaError, OutputError
 
-__all__ = ["CommonOptions", "log", "option", "out", "require", "run_command"]
+__all__ = ["CommonOptions", "log", "option", "out", "printable", "require", "run_command"]
 
 T = TypeVar("T")
 _EXTRAS_HINT = "pip install 'gamma-edge[{extra}]'"
 
 
 def option(
-    default: Any = dataclasses.MISSING, help: str = "", *, positional: bool = False, alias: str | None = None
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    positional: bool = False,
+    alias: str | None = None,
+    repeat: bool = False,
 ) -> Any:
     """A dataclass field that is also a flag: its default lives here and nowhere else.
 
@@ -32,8 +37,9 @@ def option(
         help: the sentence that `--help` shows.
         positional: an argument without a flag name.
         alias: a short flag such as ``-o``.
+        repeat: a tuple that grows with every ``--flag VALUE``; without it the last one silently wins.
     """
-    meta = {"help": help, "positional": positional, "alias": alias}
+    meta = {"help": help, "positional": positional, "alias": alias, "repeat": repeat}
     if default is dataclasses.MISSING:
         return dataclasses.field(metadata=meta)
     return dataclasses.field(default=default, metadata=meta)
@@ -57,6 +63,11 @@ def log(text: str) -> None:
     """Write one line for people to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    r"""Text that is safe on a terminal: control characters and undecodable bytes become escapes (``\n``)."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def require(module: str, extra: str) -> Any:
@@ -88,7 +99,11 @@ def _flag_class(options_type: type[T]) -> Any:
         kind: Any = typing.Annotated[hints[field.name], arg]
         if meta.get("positional"):
             kind = typing.Annotated[kind, tyro.conf.Positional]
-        default = dataclasses.field() if field.default is dataclasses.MISSING else dataclasses.field(default=field.default)
+        if meta.get("repeat"):
+            kind = typing.Annotated[kind, tyro.conf.UseAppendAction]
+        default = (
+            dataclasses.field() if field.default is dataclasses.MISSING else dataclasses.field(default=field.default)
+        )
         made.append((field.name, kind, default))
     return dataclasses.make_dataclass(options_type.__name__, made, frozen=True, kw_only=True)
 

@@ -62,7 +62,7 @@ class IntegrityError(GammaError):
     exit_code = 4
 
 
-class EnvironmentFault(GammaError):
+class EnvironmentFault(GammaError):  # noqa: N818 - EnvironmentError is a builtin (an alias of OSError)
     """A missing library, driver, GPU, or too little memory (exit code 5)."""
 
     exit_code = 5

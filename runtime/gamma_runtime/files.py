@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from gamma_runtime.errors import OutputError
 
-__all__ = ["hash_file", "locked", "sync_directory", "temporary_beside", "write_atomically"]
+__all__ = ["hash_file", "locked", "sweep_temporaries", "sync_directory", "temporary_beside", "write_atomically"]
 
 _CHUNK = 1 << 20
 _TEMPORARY_PREFIX = ".gamma-tmp-"
@@ -65,17 +66,18 @@ def write_atomically(target: Path, content: bytes) -> None:
             temporary.replace(target)
         sync_directory(target.parent)
     except OSError as error:
-        raise OutputError(f"{target}: cannot be written ({error})", hint="check the free space and the permissions") from error
+        hint = "check the free space and the permissions"
+        raise OutputError(f"{target}: cannot be written ({error})", hint=hint) from error
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Remove our own temporary files that are over an hour old and whose process is gone."""
+    """Remove our own temporary files and folders that are over an hour old and whose process is gone."""
     for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
         pid = path.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _TEMPORARY_MAX_AGE
             if old and not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager

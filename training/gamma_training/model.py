@@ -165,7 +165,8 @@ class Clip(nn.Module):
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
-        return x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.text_projection
+        out: Tensor = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.text_projection
+        return out
 
 
 class Adapter(nn.Module):
@@ -211,7 +212,8 @@ class Gamma(nn.Module):
     def text_features(self, tokens: Tensor) -> Tensor:
         """Token ids (P, L) -> L2-normalised (P, embed)."""
         features = self.clip_model.encode_text(tokens)
-        return features / features.norm(dim=-1, keepdim=True)
+        out: Tensor = features / features.norm(dim=-1, keepdim=True)
+        return out
 
     def head(self, features: Tensor, text: Tensor) -> Tensor:
         """Image features (B, embed) and text features (K*levels, embed), bad to perfect a scene -> scores (B, K)."""

@@ -1,0 +1,70 @@
+"""Golden images: what the self-test on the device compares with, long after torch is out of reach."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gamma_runtime.contract import Contract
+    from gamma_runtime.manifest import FileEntry, Golden
+    from gamma_training.model import Gamma
+
+__all__ = ["make_golden"]
+
+Pixels: TypeAlias = NDArray[np.uint8]
+
+
+def make_golden(
+    stage: Path, model: Gamma, text: Tensor, contract: Contract, scenes: Sequence[str]
+) -> tuple[list[FileEntry], list[Golden]]:
+    """Copy the packaged golden images into the bundle, with the crops and scores that they must give.
+
+    Args:
+        stage: the bundle under construction.
+        model: the PyTorch module; its fp32 scores are the truth.
+        text: features [5 * K, embed] of the K scenes in order.
+        contract: decides the crops.
+        scenes: names of the K scenes.
+    """
+    from gamma_export.photos import packaged_golden
+    from gamma_export.publish import add_file
+    from gamma_runtime.crops import prepare_scenes
+    from gamma_runtime.manifest import Golden
+
+    files, golden = [], []
+    images = packaged_golden()
+    licences = {e["file"]: e["licence"] for e in json.loads((images[0].parent / "golden.json").read_text())}
+    for index, image in enumerate(images):
+        prepared = prepare_scenes(image, contract, scenes)
+        scores = _by_scene(model, text, scenes, {s: p.crops for s, p in prepared.items()})
+        entry = add_file(stage, f"golden-{index + 1:02d}", image.suffix, image.read_bytes())
+        files.append(entry)
+        golden.append(
+            Golden(
+                file=entry.name,
+                licence=licences[image.name],
+                crops_sha256={s: p.sha256() for s, p in prepared.items()},
+                scores=scores,
+            )
+        )
+    return files, golden
+
+
+def _by_scene(model: Gamma, text: Tensor, scenes: Sequence[str], crops: dict[str, Pixels]) -> dict[str, float]:
+    """Mean score over each scene's crops [C, 224, 224, 3]; equal crops (scenes share working sizes) are scored once."""
+    import torch
+
+    stacked = np.concatenate([crops[scene] for scene in scenes])
+    distinct, where = np.unique(stacked.reshape(len(stacked), -1), axis=0, return_inverse=True)
+    with torch.inference_mode():
+        scores = model.score(torch.from_numpy(distinct.reshape(-1, *stacked.shape[1:])), text).numpy()  # [D, K]
+    split = np.split(where.reshape(-1), np.cumsum([len(crops[scene]) for scene in scenes])[:-1])
+    return {scene: float(scores[rows, k].mean()) for k, (scene, rows) in enumerate(zip(scenes, split, strict=True))}

@@ -1,0 +1,243 @@
+"""Does a graph score like the PyTorch module? Measured in score units on the same crops of real photos."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gamma_export.steps import Steps
+from gamma_runtime.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gamma_runtime.backends.base import Backend
+    from gamma_runtime.manifest import GraphEntry, Parity
+    from gamma_training.model import Gamma
+
+__all__ = [
+    "MIN_SRCC",
+    "Reference",
+    "compare",
+    "graph_scores",
+    "measure",
+    "photos_in",
+    "reference",
+    "share_for",
+    "verification_crops",
+]
+
+Pixels: TypeAlias = NDArray[np.uint8]
+Scores: TypeAlias = NDArray[np.float64]
+
+MIN_SRCC = 0.99
+SRCC_FROM = 16  # crops; rank correlation of fewer says little
+SCENE_GRAPH_CROPS = 4
+_TORCH_BATCH = 8
+_MEAN_TOLERANCE = 1e-5  # float32 mean of up to 64 crops
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the PyTorch module says: uint8 crops [P, 224, 224, 3] and scores [P, K] of the named scenes."""
+
+    crops: Pixels
+    scores: Scores
+    scenes: tuple[str, ...]
+
+    def column(self, scene: str) -> Scores:
+        """One scene's scores [P]."""
+        return self.scores[:, self.scenes.index(scene)]
+
+
+def photos_in(folder: Path | None) -> list[Path]:
+    """The images of a folder (recursively, sorted), or the packaged photos for None.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    from gamma_export.photos import packaged_photos
+    from gamma_runtime.commands.run import expand
+
+    if folder is None:
+        return packaged_photos()
+    found = []
+    for name, error in expand([str(folder)]):
+        if error is not None:
+            raise error
+        found.append(Path(name))
+    return found
+
+
+def verification_crops(photos: Sequence[Path]) -> Pixels:
+    """Centre crops, at the photos' own pixels, of each photo and two degraded copies: uint8 [3 * photos, 224, 224, 3].
+
+    Raises:
+        InputError: no photo, or one that cannot be used.
+    """
+    from gamma_export.photos import verification_set
+    from gamma_runtime.contract import Contract, CropPolicy
+    from gamma_runtime.crops import prepare
+
+    contract = Contract(short_sides={"any": None}, crop=CropPolicy(kind="centre"))
+    crops: list[Pixels] = []
+    for name, pixels in verification_set(photos):
+        try:
+            crops.append(prepare(pixels, contract, "any").crops[0])
+        except InputError as error:
+            raise InputError(f"{name}: {error.message}", hint=error.hint) from error
+    if not crops:
+        raise InputError("no photos to verify with", hint="--photos FOLDER, or leave it out for the packaged ones")
+    return np.stack(crops)
+
+
+def reference(model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, steps: Steps) -> Reference:
+    """Score the crops with PyTorch in fp32, ``text`` [5 * K, embed] being the scenes' features in order."""
+    import torch
+
+    made = []
+    with torch.inference_mode(), steps.step(f"PyTorch reference, {len(crops)} crops", len(crops)) as tick:
+        for start in range(0, len(crops), _TORCH_BATCH):
+            part = crops[start : start + _TORCH_BATCH]
+            made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
+            tick(len(part))
+    return Reference(crops, np.concatenate(made), tuple(scenes))
+
+
+def graph_scores(backend: Backend, least: int, crops: Pixels, steps: Steps, label: str) -> Scores:
+    """Scores [P, K] of single crops [P, 224, 224, 3], packed into the graph's [N, C] and read from ``crop_scores``.
+
+    Raises:
+        InputError: ``score`` is not the mean of ``crop_scores``.
+    """
+    per_run = least * backend.io.crops
+    made = []
+    with steps.step(label, len(crops)) as tick:
+        for start in range(0, len(crops), per_run):
+            part = crops[start : start + per_run]
+            filled = np.concatenate([part, np.repeat(part[-1:], per_run - len(part), axis=0)])
+            outputs = backend.infer(filled.reshape(least, backend.io.crops, *crops.shape[1:]))
+            if np.abs(outputs.score - outputs.crop_scores.mean(axis=1)).max() > _MEAN_TOLERANCE:
+                raise InputError(f"{backend.graph}: score is not the mean of crop_scores")
+            made.append(outputs.crop_scores.reshape(per_run, -1)[: len(part)])
+            tick(len(part))
+    return np.concatenate(made).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """Two lists of scores compared; None where the statistic does not exist."""
+
+    max_abs: float
+    mean_abs: float
+    score_std: float
+    srcc: float | None
+    order_flips: float | None
+
+
+def compare(wanted: Scores, found: Scores) -> Difference:
+    """Differences [P] against [P], in score units; SRCC from 16 values on; order flips are the share of pairs."""
+    from scipy.stats import spearmanr
+
+    gap = np.abs(wanted - found)
+    upper = np.triu_indices(len(wanted), k=1)
+    orders = [np.sign(v[:, None] - v[None, :])[upper] for v in (wanted, found)]
+    flips = float(np.mean(orders[0] * orders[1] < 0)) if len(upper[0]) else None
+    ranked = len(wanted) >= SRCC_FROM and np.ptp(wanted) > 0 and np.ptp(found) > 0
+    srcc = float(spearmanr(wanted, found).statistic) if ranked else None
+    return Difference(float(gap.max()), float(gap.mean()), float(wanted.std()), srcc, flips)
+
+
+def share_for(entry: GraphEntry, graphs: Sequence[GraphEntry], wanted: Reference) -> Reference:
+    """The crops that a graph is measured on: all for the widest graph, four for a scene's graph beside a joint one.
+
+    Graphs of one precision share their weights, so beside a fully checked one only the text matrix is left to check.
+    """
+    widest = max(len(g.scenes) for g in graphs if g.precision == entry.precision)
+    crops = SCENE_GRAPH_CROPS if len(entry.scenes) < widest else len(wanted.crops)
+    return Reference(wanted.crops[:crops], wanted.scores[:crops], wanted.scenes)
+
+
+def measure(
+    entry: GraphEntry, path: Path, backend_name: str, wanted: Reference, gate: float, steps: Steps, threads: int | None
+) -> list[Parity]:
+    """Parity of one graph on one backend, a row for each of its scenes.
+
+    Raises:
+        EnvironmentFault: the backend is not usable. InputError: it refuses the graph.
+    """
+    from gamma_runtime import backends
+    from gamma_runtime.manifest import Parity
+
+    label = f"{entry.name} {entry.precision}{' attention op' if entry.attention == 'op' else ''} on {backend_name}"
+    with backends.create(backend_name, path, threads=threads) as backend:
+        found = graph_scores(backend, entry.batch[0], wanted.crops, steps, f"{label}, {len(wanted.crops)} crops")
+        version = backend.version
+    rows = []
+    for index, scene in enumerate(entry.scenes):
+        difference = compare(wanted.column(scene), found[:, index])
+        passed = difference.max_abs <= gate and (difference.srcc is None or difference.srcc >= MIN_SRCC)
+        rows.append(
+            Parity(
+                graph=entry.name,
+                scene=scene,
+                precision=entry.precision,
+                backend=backend_name,
+                backend_version=version,
+                crops=len(found),
+                gate_max=gate,
+                passed=passed,
+                note=_note(entry.precision),
+                **dataclasses.asdict(difference),
+            )
+        )
+    return rows
+
+
+def _note(precision: str) -> str | None:
+    return None if precision == "fp32" else f"emulated: a CPU computes the {precision} graph partly in fp32"
+
+
+def table(rows: Sequence[Parity]) -> str:
+    """Parity rows for people: differences in score units and as a share of the scores' standard deviation."""
+    from gamma_runtime.tables import text_table
+
+    def number(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    titles = (
+        "graph",
+        "scene",
+        "precision",
+        "backend",
+        "crops",
+        "max |diff|",
+        "mean |diff|",
+        "of std",
+        "SRCC",
+        "flips",
+        "gate",
+    )
+    lines = [
+        (
+            row.graph,
+            row.scene,
+            row.precision,
+            row.backend,
+            str(row.crops),
+            f"{row.max_abs:.1e}",
+            f"{row.mean_abs:.1e}",
+            f"{row.max_abs / row.score_std:.2%}" if row.score_std > 0 else "-",
+            number(row.srcc, ".4f"),
+            number(row.order_flips, ".2%"),
+            f"{'pass' if row.passed else 'FAIL'} <= {row.gate_max:g}",
+        )
+        for row in rows
+    ]
+    notes = sorted({row.note for row in rows if row.note})
+    return text_table(titles, lines) + "".join(f"\n{note}" for note in notes)

@@ -1,0 +1,57 @@
+"""Progress of long work on stderr: one line a step with its seconds, and a bar inside a step on a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from gamma_runtime.cli import log
+
+__all__ = ["Steps", "Tick"]
+
+Tick = Callable[[int], None]  # called with the number of items just done
+
+
+class Steps:
+    """Prints what is being done.
+
+    Example:
+        >>> steps = Steps(quiet=False)
+        >>> with steps.step("scoring", total=48) as tick:
+        ...     tick(8)
+    """
+
+    def __init__(self, quiet: bool = True) -> None:
+        self._quiet = quiet
+        self._start = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since this object was made."""
+        return time.monotonic() - self._start
+
+    @contextlib.contextmanager
+    def step(self, text: str, total: int | None = None) -> Iterator[Tick]:
+        """Time a block; the caller ticks when it knows how many items there are."""
+        start = time.monotonic()
+        with _bar(text, total) if not self._quiet and total and sys.stderr.isatty() else _nothing() as tick:
+            yield tick
+        if not self._quiet:
+            log(f"{self.seconds:6.1f} s  {text} ({time.monotonic() - start:.1f} s)")
+
+
+@contextlib.contextmanager
+def _nothing() -> Iterator[Tick]:
+    yield lambda _: None
+
+
+@contextlib.contextmanager
+def _bar(text: str, total: int | None) -> Iterator[Tick]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(text, total=total)
+        yield lambda done: bars.advance(task, done)
