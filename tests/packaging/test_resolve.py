@@ -30,7 +30,7 @@ EXTRAS = ("cpu", "export", "rtx", "dev")  # what `make` installs
 PYTHONS = ("3.10", "3.12")
 LISTED = {"torch": ("torch",), "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")}
 
-pytestmark = pytest.mark.usefixtures("registry")
+asks_registry = pytest.mark.usefixtures("registry")
 
 
 def _environment(python: str) -> dict[str, str]:
@@ -95,6 +95,7 @@ def _missing(resolved: dict[str, Any], python: str) -> dict[str, Requirement]:
     return missing
 
 
+@asks_registry
 @pytest.mark.parametrize("python", PYTHONS)
 def test_requirements_resolve_to_pinned_wheels(
     project: dict[str, Any], root: Path, tmp_path: Path, python: str
@@ -116,6 +117,7 @@ def test_requirements_resolve_to_pinned_wheels(
     assert all(pins[name].specifier.contains(item["metadata"]["version"]) for name, item in resolved.items())
 
 
+@asks_registry
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("requirement", "wheels"), LISTED.items())
 def test_heavy_wheels_are_listed(
@@ -150,6 +152,7 @@ def test_pins_are_what_runs_here(root: Path) -> None:
         assert pin.specifier.contains(Version(version).public), f"{name} {version} is installed, {pin} is pinned"
 
 
+@asks_registry
 def test_a_wrong_pin_is_caught(project: dict[str, Any], root: Path, tmp_path: Path) -> None:
     pins = _pins(root, "3.10") | {"numpy": Requirement("numpy==2.4.6")}  # no wheel for Python 3.10
     with pytest.raises(AssertionError, match="numpy"):
