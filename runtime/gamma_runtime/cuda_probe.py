@@ -150,6 +150,8 @@ def _failed(error: _DriverError, version: str | None) -> CudaState:
 
 def _no_device(version: str | None) -> CudaState:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # also "-1", "none" and indices that do not exist hide every GPU
+    if visible in ("", "-1"):
         return CudaState("hidden", f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU", version)
+    if visible is not None:  # an index or a name that does not exist hides every GPU too
+        return CudaState("hidden", f"no GPU answers with CUDA_VISIBLE_DEVICES={visible!r}", version)
     return CudaState("no-gpu", f"an NVIDIA driver (CUDA {version or 'unknown'}) but no GPU", version)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from gamma_runtime.bundle import ENGINES, read_engines
-from gamma_runtime.engines import BuildProgress, EngineOptions, build_engines, load_engine, read_plan
+from gamma_runtime.engines import BuildProgress, EngineOptions, build_engines, load_engine, read_plan, require_flavour
 from gamma_runtime.engines.store import publish
 from gamma_runtime.errors import EnvironmentFault, InputError, IntegrityError, OutputError, UsageError
 from gamma_runtime.files import locked
@@ -184,6 +184,24 @@ def test_no_driver_is_named_with_the_next_command(tmp_path: Path) -> None:
     assert "TensorRT needs a GPU here: no NVIDIA driver" in done.stderr
     assert "gamma-build BUNDLE --engine tensorrt-rtx" in done.stderr
     assert snapshot(bundle.folder) == before
+
+
+def test_export_can_ask_before_it_starts(tmp_path: Path) -> None:
+    require_flavour(RTX)
+    ask = (
+        "from gamma_runtime.engines import EngineOptions, require_flavour\n"
+        "from gamma_runtime.errors import GammaError\n"
+        "try: require_flavour(EngineOptions(flavour='tensorrt'))\n"
+        "except GammaError as error: print(error.exit_code, error.message)\n"
+    )
+
+    def said(env: dict[str, str]) -> str:
+        done = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert said(no_driver(tmp_path / "none")).startswith("5 TensorRT needs a GPU here: no NVIDIA driver")
+    env = {**stub_driver(tmp_path / "driver"), "PYTHONPATH": fake_tensorrt(tmp_path / "fake", "")}
+    assert said(env) == ""
 
 
 def test_driver_older_than_the_wheel_is_named(tmp_path: Path) -> None:

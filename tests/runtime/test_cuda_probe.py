@@ -47,6 +47,7 @@ def test_devices_are_listed(tmp_path: Path) -> None:
         ({"STUB_COUNT": "0"}, "no-gpu"),
         ({"STUB_INIT": "100", "CUDA_VISIBLE_DEVICES": "-1"}, "hidden"),
         ({"STUB_COUNT": "0", "CUDA_VISIBLE_DEVICES": ""}, "hidden"),
+        ({"STUB_COUNT": "0", "CUDA_VISIBLE_DEVICES": "7"}, "hidden"),
         ({"STUB_INIT": "803"}, "driver-too-old"),
         ({"STUB_INIT": "34"}, "no-driver"),
         ({"STUB_INIT": "999"}, "error"),

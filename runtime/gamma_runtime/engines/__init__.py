@@ -4,7 +4,7 @@
 engines.json, ``load`` finds the plan that fits a device. Nothing here imports TensorRT until it is needed.
 """
 
-from gamma_runtime.engines.build import build_engines, select_graphs
+from gamma_runtime.engines.build import build_engines, require_flavour, select_graphs
 from gamma_runtime.engines.host import Device, this_device
 from gamma_runtime.engines.load import LoadedEngine, fitting_engine, load_engine, why_not, why_stale
 from gamma_runtime.engines.options import BuildProgress, EngineOptions, parse_capabilities
@@ -20,6 +20,7 @@ __all__ = [
     "load_engine",
     "parse_capabilities",
     "read_plan",
+    "require_flavour",
     "select_graphs",
     "this_device",
     "why_not",

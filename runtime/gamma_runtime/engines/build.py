@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.util
 import os
 import tempfile
 from collections.abc import Callable
@@ -11,17 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gamma_runtime.bundle import Bundle
-from gamma_runtime.engines.host import host_os, require_gpu
+from gamma_runtime.engines.host import BUILD_INSTEAD, host_os, import_flavour, installed_version, require_gpu
 from gamma_runtime.engines.options import AMPERE_AND_NEWER, BuildProgress, EngineOptions, PlanSpec
 from gamma_runtime.engines.store import plan_stem, prepare, publish
 from gamma_runtime.engines.worker import compile_plan
-from gamma_runtime.errors import GammaError, InputError, OutputError, UsageError
+from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, OutputError, UsageError
 from gamma_runtime.files import hash_file, temporary_beside
 
 if TYPE_CHECKING:
     from gamma_runtime.manifest import EngineEntry, GraphEntry
 
-__all__ = ["build_engines", "select_graphs"]
+__all__ = ["build_engines", "require_flavour", "select_graphs"]
 
 _JOINT = "joint"
 _SLACK = 64 << 20  # bytes; kernels and log beside the weights
@@ -106,8 +107,21 @@ def _targets(options: EngineOptions) -> list[str]:
     """
     if options.flavour == "tensorrt-rtx":
         return list(options.compute_capabilities) or [AMPERE_AND_NEWER]
-    instead = "or compile without a GPU: gamma-build BUNDLE --engine tensorrt-rtx"
-    return [require_gpu("tensorrt", instead=instead).devices[0].compute_capability]
+    return [require_gpu("tensorrt", instead=BUILD_INSTEAD).devices[0].compute_capability]
+
+
+def require_flavour(options: EngineOptions) -> None:
+    """Fail early where no engine can be built: options that do not fit, no library, or (for ``tensorrt``) no GPU.
+
+    Raises:
+        UsageError: options that do not fit. EnvironmentFault: the library or the GPU is missing.
+    """
+    options.check()
+    _targets(options)
+    if installed_version(options.flavour) is None:
+        import_flavour(options.flavour)  # says what is missing and what brings it
+    if importlib.util.find_spec("polygraphy") is None:  # not imported here: it would choose its TensorRT at once
+        raise EnvironmentFault("polygraphy is not installed", hint="pip install 'gamma-edge[tensorrt]'")
 
 
 def _build_one(

@@ -13,6 +13,7 @@ from gamma_runtime.engines.options import LABELS, Flavour
 from gamma_runtime.errors import EnvironmentFault
 
 __all__ = [
+    "BUILD_INSTEAD",
     "DISTRIBUTIONS",
     "Device",
     "host_os",
@@ -26,6 +27,7 @@ __all__ = [
 
 _MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
+BUILD_INSTEAD = "or compile without a GPU: gamma-build BUNDLE --engine tensorrt-rtx"
 # The wheels are called after the CUDA they need; JetPack's own package is plain `tensorrt`.
 DISTRIBUTIONS: dict[str, tuple[str, ...]] = {
     "tensorrt": ("tensorrt", "tensorrt-cu13", "tensorrt-cu12"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,9 +102,9 @@ def fitting_engine(
         fewest = min(len(entry.scenes) for entry in fitting)
         return max((entry for entry in fitting if len(entry.scenes) == fewest), key=lambda entry: entry.created)
     what = f"{LABELS[flavour]} engine for scene {scene}{f' in {precision}' if precision else ''}"
-    hint = f"gamma-build {bundle.folder} --engine {flavour}"
+    hint = f"gamma-build {shlex.quote(str(bundle.folder))} --engine {flavour}"
     if engine_dir is not None:
-        hint += f" --engine-dir {engine_dir}"
+        hint += f" --engine-dir {shlex.quote(str(engine_dir))}"
     if not wanted:
         raise EnvironmentFault(f"{folder}: no {what} was built", hint=hint)
     text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -26,7 +26,7 @@ class EngineOptions:
         scene: a scene's own graph; None means the joint graph, or the only one.
         precision: one of the bundle's precisions; None means a plan for each.
         workspace_mib: limit of TensorRT's scratch memory in MiB; None leaves TensorRT's own.
-        engine_dir: where plans and engines.json go; None means into the bundle.
+        engine_dir: where plans and engines.json go, one folder for one bundle; None means into the bundle.
         lock_timeout: seconds to wait for another process that writes there.
         build_timeout: seconds after which a build is stopped.
     """
