@@ -127,12 +127,19 @@ def make_bundle(
     seed: int = 0,
 ) -> Bundle:
     """Write NAME.gamma with a graph for each scene, and the joint one, in each precision."""
-    from gamma_runtime.manifest import SCHEMA_VERSION, Manifest
-
     folder.mkdir(exist_ok=True)
     wanted = [((scene,), scene) for scene in scenes] + ([(scenes, "joint")] if joint else [])
     made = [_graph(folder, name, group, p, batch, fault, seed) for p in precisions for group, name in wanted]
     files = {entry["name"]: entry for _, pair in made for entry in pair}
+    return write_manifest(folder, [entry for entry, _ in made], list(files.values()), scenes)
+
+
+def write_manifest(
+    folder: Path, graphs: list[dict[str, Any]], files: list[dict[str, Any]], scenes: tuple[str, ...]
+) -> Bundle:
+    """A manifest that names these graphs and files, and the opened bundle."""
+    from gamma_runtime.manifest import SCHEMA_VERSION, Manifest
+
     contract = Contract(short_sides=dict.fromkeys(scenes, 384), crop=CropPolicy("centre"))
     manifest = Manifest.model_validate(
         {
@@ -157,10 +164,10 @@ def make_bundle(
             "default_scene": scenes[0],
             "contract": contract.to_json(),
             "contract_sha256": contract.sha256(),
-            "graphs": [entry for entry, _ in made],
+            "graphs": graphs,
             "parity": [],
             "golden": [],
-            "files": list(files.values()),
+            "files": files,
             "libraries": {},
             "options": {},
         }
