@@ -1,0 +1,96 @@
+"""The libraries that can run a graph, one file each behind `Backend`. Asking for one never silently gives another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gamma_runtime.errors import EnvironmentFault, UsageError
+
+if TYPE_CHECKING:
+    from gamma_runtime.backends.base import Backend
+
+__all__ = ["NAMES", "available", "choose", "create", "installed"]
+
+NAMES = ("onnxruntime", "openvino")
+_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
+
+
+def installed(name: str) -> str | None:
+    """The version of a backend's library, without importing it; None when it is not installed.
+
+    Raises:
+        UsageError: no backend of that name.
+    """
+    import importlib.metadata
+    import importlib.util
+
+    if name not in NAMES:
+        raise UsageError(f"unknown backend {name!r}", hint=f"one of auto, {', '.join(NAMES)}")
+    if importlib.util.find_spec(name) is None:
+        return None
+    for distribution in _DISTRIBUTIONS[name]:
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown version"
+
+
+def available() -> dict[str, str]:
+    """Each backend's name with its library's version, or the reason why it cannot be used. Imports nothing heavy.
+
+    Example:
+        >>> available()
+        {'onnxruntime': '1.31.1', 'openvino': "not installed: pip install 'gamma-edge[cpu]'"}
+    """
+    return {name: installed(name) or "not installed: pip install 'gamma-edge[cpu]'" for name in NAMES}
+
+
+def choose(name: str, precision: str) -> str:
+    """The backend for ``auto``: onnxruntime where it is installed and has kernels for the precision, else openvino.
+
+    Raises:
+        UsageError: no backend of that name. EnvironmentFault: ``auto``, and none can be used.
+    """
+    if name != "auto":
+        installed(name)
+        return name
+    # ONNX Runtime has no CPU kernels for bf16.
+    candidates = [n for n in NAMES if not (n == "onnxruntime" and precision == "bf16")]
+    for candidate in candidates:
+        if installed(candidate):
+            return candidate
+    raise EnvironmentFault(
+        f"no backend for a {precision} graph: {' and '.join(candidates)} not installed",
+        hint="pip install 'gamma-edge[cpu]'",
+    )
+
+
+def create(name: str, onnx: Path, *, threads: int | None = None) -> Backend:
+    """Compile a graph.
+
+    Args:
+        name: ``onnxruntime`` or ``openvino``.
+        onnx: the graph; its external data lies beside it. Check hashes before (`Bundle.file`).
+        threads: CPU threads of one inference; the library's choice when None.
+
+    Raises:
+        UsageError: unknown backend, or less than one thread. EnvironmentFault: the library is missing or chose another
+            device. InputError: the library refuses the graph, or it is not a Gamma graph.
+
+    Example:
+        >>> with create("openvino", Path("photo.gamma/joint.onnx"), threads=2) as backend:
+        ...     backend.infer(crops)
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"{threads} threads; at least 1 is needed")
+    if name == "onnxruntime":
+        from gamma_runtime.backends.onnxruntime_ import OnnxRuntimeBackend
+
+        return OnnxRuntimeBackend(onnx, threads)
+    if name == "openvino":
+        from gamma_runtime.backends.openvino_ import OpenVinoBackend
+
+        return OpenVinoBackend(onnx, threads)
+    raise UsageError(f"unknown backend {name!r}", hint=f"one of {', '.join(NAMES)}")

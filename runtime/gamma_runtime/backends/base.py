@@ -1,0 +1,157 @@
+"""What every backend is: the public method checks and times, `_infer` does the work."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gamma_runtime.contract import CROP
+from gamma_runtime.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Backend", "Floats", "GraphIO", "NonFiniteError", "Outputs", "Shape", "read_io"]
+
+Floats: TypeAlias = NDArray[np.float32]
+Shape: TypeAlias = tuple[int | None, ...]  # None is a range
+
+
+class NonFiniteError(InputError):
+    """The graph gave NaN or infinity: never a score (hostile_inputs.md row 25)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+    """What one call gives: ``score`` float32 ``[N]`` or ``[N, K]``, ``crop_scores`` ``[N, C]`` or ``[N, C, K]``."""
+
+    score: Floats
+    crop_scores: Floats
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphIO:
+    """The graph's own shapes: ``batch`` N (None: a range), ``crops`` C, ``scenes`` K (None: no such dimension)."""
+
+    batch: int | None
+    crops: int
+    scenes: int | None
+
+
+def read_io(graph: Path, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]]) -> GraphIO:
+    """Compare a graph's inputs and outputs (name to type and shape) with design.md section 3.
+
+    Raises:
+        InputError: they are something else, with the table of what was found.
+    """
+    found = "; ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in (inputs | outputs).items())
+    wrong = InputError(
+        f"{graph}: not a Gamma graph; found {found}",
+        hint="needed: crops uint8 [N, C, 224, 224, 3] to score float32 [N] and crop_scores float32 [N, C]",
+    )
+    if set(inputs) != {"crops"} or set(outputs) != {"score", "crop_scores"}:
+        raise wrong
+    kind, shape = inputs["crops"]
+    if kind != "uint8" or len(shape) != 5 or shape[1] is None or shape[2:] != (CROP, CROP, 3):
+        raise wrong
+    (score_kind, score), (crops_kind, crop_scores) = outputs["score"], outputs["crop_scores"]
+    scenes = score[1:]
+    if (score_kind, crops_kind) != ("float32", "float32") or len(scenes) > 1 or crop_scores[1:] != (shape[1], *scenes):
+        raise wrong
+    return GraphIO(shape[0], shape[1], scenes[0] if scenes else None)
+
+
+class Backend(abc.ABC):
+    """One compiled graph. Calls from several threads wait for each other.
+
+    Attributes:
+        name: ``onnxruntime``, ``openvino``.
+        version: of the library.
+        io: the graph's shapes.
+        last_ms: milliseconds of the last `infer`, by the monotonic clock; 0 before the first.
+
+    Example:
+        >>> with create("onnxruntime", Path("scene.onnx")) as backend:
+        ...     backend.infer(crops).score
+    """
+
+    name: str
+
+    def __init__(self, graph: Path, version: str, io: GraphIO) -> None:
+        self.graph = graph
+        self.version = version
+        self.io = io
+        self.last_ms = 0.0
+        self._lock = threading.Lock()
+        self._open = True
+
+    def infer(self, crops: NDArray[np.uint8]) -> Outputs:
+        """Score the crops of N images.
+
+        Args:
+            crops: uint8 ``[N, C, 224, 224, 3]`` RGB; made contiguous if it is not.
+
+        Raises:
+            InputError: another type or shape than the graph's. NonFiniteError: a score is NaN or infinite.
+            UsageError: the backend is closed. EnvironmentFault: no memory, or the library failed.
+        """
+        self._check(crops)
+        contiguous = np.ascontiguousarray(crops)
+        with self._lock:
+            if not self._open:
+                raise UsageError(f"{self.graph}: this backend is closed")
+            start = time.perf_counter()
+            outputs = self._infer(contiguous)
+            self.last_ms = (time.perf_counter() - start) * 1e3
+        self._check_outputs(outputs, len(crops))
+        return outputs
+
+    def close(self) -> None:
+        """Free the compiled graph; calling it twice is fine."""
+        with self._lock:
+            if self._open:
+                self._open = False
+                self._close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abc.abstractmethod
+    def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
+        """Run the graph; ``crops`` is contiguous and has the right type and shape."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Drop the library's objects."""
+
+    def _check(self, crops: NDArray[np.uint8]) -> None:
+        wanted = (self.io.crops, CROP, CROP, 3)
+        if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.ndim != 5 or crops.shape[1:] != wanted:
+            found = f"{crops.dtype} {list(crops.shape)}" if isinstance(crops, np.ndarray) else type(crops).__name__
+            raise InputError(f"{self.graph}: crops are {found}; the graph takes uint8 {['N', *wanted]}")
+        if len(crops) == 0 or (self.io.batch is not None and len(crops) != self.io.batch):
+            raise InputError(f"{self.graph}: a batch of {len(crops)}; the graph takes {self.io.batch or 'one or more'}")
+
+    def _check_outputs(self, outputs: Outputs, images: int) -> None:
+        tail = () if self.io.scenes is None else (self.io.scenes,)
+        wanted = ((images, *tail), (images, self.io.crops, *tail))
+        if (outputs.score.shape, outputs.crop_scores.shape) != wanted:
+            raise InputError(
+                f"{self.graph}: outputs {outputs.score.shape} and {outputs.crop_scores.shape}, not {wanted}"
+            )
+        bad = int((~np.isfinite(outputs.score)).sum() + (~np.isfinite(outputs.crop_scores)).sum())
+        if bad:
+            raise NonFiniteError(
+                f"{self.graph}: non-finite score ({bad} values are NaN or infinite on {self.name})",
+                hint="gamma-verify finds the stage; fp16 graphs overflow above 65504",
+            )

@@ -1,0 +1,223 @@
+"""gamma-run: images in, scores out."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import glob
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gamma_runtime.cli import CommonOptions, log, option, out, printable, run_command
+from gamma_runtime.errors import EXIT_OK, InputError, UsageError
+
+if TYPE_CHECKING:
+    from gamma_runtime.scorer import Panel, Result
+
+__all__ = ["RunOptions", "expand", "main", "run"]
+
+_EXTENSIONS = (".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_COLUMNS = ("path", "scene", "score", "crop_std", "working_size", "flags", "crop_scores", "error")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions(CommonOptions):
+    """Score images with an exported bundle."""
+
+    bundle: Path = option(help="bundle folder (NAME.gamma)", positional=True)
+    paths: tuple[str, ...] = option(help="image files, folders (searched recursively) or globs", positional=True)
+    scene: tuple[str, ...] = option(
+        (), "scene, several with commas or repeated; default: the bundle's own", repeat=True
+    )
+    backend: str = option("auto", "auto, onnxruntime or openvino")
+    precision: str | None = option(None, "fp32, fp16 or bf16, where the bundle has several")
+    batch: int = option(8, "images decoded and inferred together, within the graph's range")
+    threads: int | None = option(None, "CPU threads of one inference")
+    small: str = option("refuse", "images under 224 pixels: refuse, or resize (enlarge, flagged)")
+    scale: str = option("checkpoint", "checkpoint (its own score levels) or 0-100")
+    csv: bool = option(False, "comma-separated values on stdout")
+
+
+def expand(paths: Sequence[str]) -> Iterator[tuple[str, InputError | None]]:
+    """Image paths for files, folders and globs, in the order given; what matches nothing comes with its error.
+
+    Files are taken whatever their name; in folders the extension decides, sorted, links to folders not followed.
+    """
+    for given in paths:
+        path = os.path.expanduser(given)
+        if os.path.isdir(path):
+            yield from _folder(path)
+        elif os.path.lexists(path) or not glob.has_magic(path):
+            yield path, None  # a missing file gets its error where it is read
+        else:
+            matches = sorted(glob.glob(path, recursive=True))
+            files = [match for match in matches if not os.path.isdir(match)]
+            yield from ((file, None) for file in files)
+            if not files:
+                yield given, InputError(f"{printable(given)}: no file matches")
+
+
+def _folder(folder: str) -> Iterator[tuple[str, InputError | None]]:
+    found = False
+    for where, inner, names in os.walk(folder):
+        inner.sort()
+        for name in sorted(names):
+            if name.lower().endswith(_EXTENSIONS):
+                found = True
+                yield os.path.join(where, name), None
+    if not found:
+        missing = f"{printable(folder)}: no images in this folder ({' '.join(_EXTENSIONS)})"
+        yield folder, InputError(missing)
+
+
+def run(options: RunOptions) -> int:
+    """Score images with an exported bundle: a table, --json (one object a line) or --csv on stdout."""
+    from gamma_runtime.scorer import load_panel
+
+    if options.json and options.csv:
+        raise UsageError("--json and --csv exclude each other")
+    scenes = tuple(name for given in options.scene for name in given.split(",") if name)
+    o = options
+    with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale) as panel:
+        if not o.quiet:
+            _announce(panel)
+        failed, total = _write(panel, o)
+    if failed:
+        log(f"{failed} of {total} images could not be scored")
+    if not o.quiet:
+        log(f"next: gamma-verify {_quoted(o.bundle)}")
+    return InputError.exit_code if failed else EXIT_OK
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(printable(str(path)))
+
+
+def _announce(panel: Panel) -> None:
+    label = panel.bundle.manifest.checkpoint.label
+    note = f"; checkpoint: {label}" if label else ""
+    log(f"{', '.join(panel.scenes)} on {panel.backend_name}{note}")
+
+
+def _write(panel: Panel, options: RunOptions) -> tuple[int, int]:
+    """Score everything and write it; the number of images that failed, and of all."""
+    failed = total = 0
+    table: list[dict[str, Any]] = []
+    if options.csv:
+        out(_csv_line(_COLUMNS))
+    for result in _progress(_results(panel, options), options.quiet):
+        total += 1
+        failed += result.error is not None
+        records = list(_records(result, panel.scenes))
+        if options.json:
+            for record in records:
+                out(json.dumps(record, allow_nan=False))
+        elif options.csv:
+            for record in records:
+                out(_csv_line([_csv_cell(record[column]) for column in _COLUMNS]))
+        else:
+            table += records
+        sys.stdout.flush()
+    if not (options.json or options.csv):
+        _print_table(table, panel)
+    return failed, total
+
+
+def _results(panel: Panel, options: RunOptions) -> Iterator[Result]:
+    """Results in the order of the paths; consecutive images share batches."""
+    from gamma_runtime.scorer import Result
+
+    waiting: list[str] = []
+    for path, error in expand(options.paths):
+        if error is None:
+            waiting.append(path)
+        if len(waiting) == options.batch or error is not None:
+            yield from panel.results(waiting, options.batch)
+            waiting = []
+        if error is not None:
+            yield Result(path, (), error)
+    yield from panel.results(waiting, options.batch)
+
+
+def _records(result: Result, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One record an image and scene; a failed one has the same keys."""
+    for score in result.scores:
+        yield score.to_dict()
+    if result.error is not None:
+        for scene in scenes:
+            empty = dict.fromkeys(("score", "range", "scale", "crop_std", "working_size", "backend", "bundle"))
+            yield {
+                "path": result.path,
+                "scene": scene,
+                **empty,
+                "crop_scores": [],
+                "flags": [],
+                "error": result.error.message,
+            }
+
+
+def _progress(results: Iterator[Result], quiet: bool) -> Iterator[Result]:
+    """A counter on stderr, only where someone watches."""
+    if quiet or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed} images"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("scoring", total=None)
+        for result in results:
+            progress.advance(task)
+            yield result
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return " ".join(str(part) for part in value) if isinstance(value, list) else str(value)
+
+
+def _csv_line(cells: Sequence[str]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(printable(cell) for cell in cells)
+    return buffer.getvalue()
+
+
+def _print_table(records: list[dict[str, Any]], panel: Panel) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    low, high = records[0]["range"] or ("", "") if records else ("", "")
+    label = panel.bundle.manifest.checkpoint.label
+    table = Table(title=f"{label.upper()} checkpoint: these scores mean nothing" if label == "untrained" else label)
+    table.add_column("image", overflow="fold")
+    table.add_column("scene")
+    table.add_column(f"score {low}–{high}" if low != "" else "score", justify="right")
+    table.add_column("crop std", justify="right")
+    table.add_column("flags / error", overflow="fold")
+    for record in records:
+        good = record["error"] is None
+        note = " ".join(record["flags"]) if good else record["error"]
+        numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("failed", "")
+        cells = (printable(record["path"] or "-"), record["scene"], *numbers, note)
+        table.add_row(*(Text(cell) for cell in cells), style=None if good else "red")
+    with contextlib.closing(io.StringIO()) as buffer:
+        colours = sys.stdout.isatty()
+        width = None if colours else 160  # a pipe has no width; 80 would fold every path
+        Console(file=buffer, force_terminal=colours, width=width or Console().width).print(table)
+        out(buffer.getvalue().rstrip("\n"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``gamma-run``."""
+    return run_command("gamma-run", run, RunOptions, argv)

@@ -1,0 +1,116 @@
+"""Opening the right graphs of a bundle, and running lists of images through one in the batches it allows."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gamma_runtime import backends
+from gamma_runtime.backends.base import Floats, NonFiniteError
+from gamma_runtime.decode import Pixels
+from gamma_runtime.errors import GammaError, InputError, IntegrityError
+
+if TYPE_CHECKING:
+    from gamma_runtime.backends.base import Backend
+    from gamma_runtime.bundle import Bundle
+    from gamma_runtime.manifest import GraphEntry
+
+__all__ = ["OpenGraph", "pick"]
+
+
+def pick(bundle: Bundle, scenes: Sequence[str], precision: str | None) -> list[GraphEntry]:
+    """The graphs to open for some scenes: the joint one if it scores all of several, else each scene's own.
+
+    The joint graph holds one copy of the weights and needs one pass for all scenes. Where the bundle has both spellings
+    of attention, the decomposed one is taken: every version of the CPU backends reads it.
+
+    Raises:
+        InputError: no graph for a scene, or not in that precision.
+    """
+    graphs = sorted(bundle.manifest.graphs, key=lambda g: g.attention != "decomposed")
+    fitting = [g for g in graphs if precision in (None, g.precision)]
+    if len(scenes) > 1:
+        joint = [g for g in fitting if set(scenes) <= set(g.scenes)]
+        if joint:
+            return joint[:1]
+    chosen: list[GraphEntry] = []
+    for scene in scenes:
+        first = bundle.graph(scene, precision)  # raises with the list of what there is
+        own = [g for g in fitting if scene in g.scenes and len(g.scenes) == len(first.scenes)]
+        chosen.append(next((g for g in own if g.precision == first.precision), first))
+    return [graph for index, graph in enumerate(chosen) if graph not in chosen[:index]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenGraph:
+    """A compiled graph with its manifest entry."""
+
+    entry: GraphEntry
+    backend: Backend
+
+    @classmethod
+    def open(cls, bundle: Bundle, entry: GraphEntry, backend: str, threads: int | None) -> OpenGraph:
+        """Check the files' hashes, compile, and compare the graph with what the manifest says.
+
+        Raises:
+            IntegrityError: a file changed, or the graph is not the one described. GammaError: it does not compile.
+        """
+        bundle.file(entry.weights)
+        compiled = backends.create(backends.choose(backend, entry.precision), bundle.file(entry.onnx), threads=threads)
+        wanted = bundle.contract().crop.crops
+        least, _, most = entry.batch
+        io = compiled.io
+        batch_fits = io.batch is None or (least == most == io.batch)
+        if not batch_fits or {io.crops, entry.crops} != {wanted} or (io.scenes or 1) != len(entry.scenes):
+            compiled.close()
+            raise IntegrityError(
+                f"{bundle.folder / entry.onnx}: batch {io.batch}, {io.crops} crops, {io.scenes or 1} scenes; "
+                f"the manifest says batch {entry.batch}, {wanted} crops, {len(entry.scenes)} scenes"
+            )
+        return cls(entry, compiled)
+
+    def run(self, crops: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
+        """Score images, each uint8 ``[C, 224, 224, 3]``.
+
+        The batch is held within the graph's range; a last short one is filled up by repeating its last image, so that a
+        static graph always does the same arithmetic.
+
+        Returns:
+            For each image its scores ``[K]`` and crop scores ``[C, K]`` (K is 1 for one scene), or its error.
+
+        Raises:
+            EnvironmentFault: no memory, or the library failed.
+        """
+        least, _, most = self.entry.batch
+        size = min(max(batch, least), most)
+        results: list[tuple[Floats, Floats] | GammaError] = []
+        for start in range(0, len(crops), size):
+            results += self._run_batch(list(crops[start : start + size]))
+        return results
+
+    def _run_batch(self, crops: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
+        filled = crops + [crops[-1]] * (self.entry.batch[0] - len(crops))
+        try:
+            outputs = self.backend.infer(np.stack(filled))
+        except NonFiniteError as error:
+            if len(crops) == 1:
+                return [error]
+            return [result for one in crops for result in self._run_batch([one])]  # find out which image it is
+        score = outputs.score.reshape(len(filled), -1)
+        crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)
+        return [(score[i], crop_scores[i]) for i in range(len(crops))]
+
+    def column(self, scene: str) -> int:
+        """Where a scene's score lies in the last dimension.
+
+        Raises:
+            InputError: the graph does not score it.
+        """
+        if scene not in self.entry.scenes:
+            raise InputError(
+                f"{self.entry.name}: does not score {scene!r}", hint=f"it has {', '.join(self.entry.scenes)}"
+            )
+        return self.entry.scenes.index(scene)

@@ -1,0 +1,302 @@
+"""The front door: open a bundle, score images.
+
+`Scorer` is for one scene. `Panel` scores several scenes at once: each image is decoded once, and scenes that share a
+working size and a joint graph share the inference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias, overload
+
+from gamma_runtime.bundle import Bundle, open_bundle
+from gamma_runtime.crops import Image, Prepared, prepare_scenes
+from gamma_runtime.errors import GammaError, InputError, UsageError
+from gamma_runtime.graphs import OpenGraph, pick
+from gamma_runtime.score import Score, check_scale
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from gamma_runtime.backends.base import Floats
+    from gamma_runtime.contract import Contract
+
+__all__ = ["Panel", "Result", "Score", "Scorer", "load", "load_panel"]
+
+_Row: TypeAlias = "tuple[Floats, Floats] | GammaError"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One image's scores, one a scene, or the error that kept it from being scored."""
+
+    path: str | None
+    scores: tuple[Score, ...]
+    error: GammaError | None = None
+
+
+class Panel:
+    """Scores images in several scenes. Made by `load_panel`.
+
+    Attributes:
+        scenes: in the order asked for.
+        backend_name: the library that runs the graphs; for ``auto``, the one that was chosen.
+        contract: what happens to every image.
+    """
+
+    def __init__(
+        self, bundle: Bundle, contract: Contract, scenes: tuple[str, ...], graphs: list[OpenGraph], scale: str
+    ) -> None:
+        self.bundle = bundle
+        self.contract = contract
+        self.scenes = scenes
+        self.scale = check_scale(scale)
+        self._graphs = graphs
+        self.backend_name = ", ".join(dict.fromkeys(graph.backend.name for graph in graphs))
+        levels = bundle.manifest.checkpoint.score_levels
+        self._range = (min(levels), max(levels))
+        label = bundle.manifest.checkpoint.label
+        self._labels = (label,) if label else ()
+
+    def prepare(self, image: Image) -> dict[str, Prepared]:
+        """Crops for each scene; scenes with the same working size share one object.
+
+        Raises:
+            InputError: the image cannot be used.
+        """
+        return prepare_scenes(image, self.contract, self.scenes)
+
+    def results(self, images: Iterable[Image], batch: int = 8) -> Iterator[Result]:
+        """Score images in order, ``batch`` at a time; an image that fails gives a result with its error.
+
+        Raises:
+            UsageError: a batch of less than one. EnvironmentFault: the backend failed.
+        """
+        if batch < 1:
+            raise UsageError(f"a batch of {batch}; at least 1 is needed")
+        pending = iter(images)
+        while chunk := list(itertools.islice(pending, batch)):
+            yield from self._chunk(chunk, batch)
+
+    def score_prepared(
+        self, prepared: Sequence[dict[str, Prepared]], batch: int = 8
+    ) -> list[dict[str, Score] | GammaError]:
+        """Score images that went through `prepare`; each distinct set of crops goes through each graph once."""
+        rows: dict[tuple[int, int], _Row] = {}
+        for index, graph in enumerate(self._graphs):
+            wanted = {id(p[s]): p[s] for p in prepared for s in self.scenes if s in graph.entry.scenes}
+            found = graph.run([item.crops for item in wanted.values()], batch)
+            rows |= {(index, key): row for key, row in zip(wanted, found, strict=True)}
+        return [self._collect(one, rows) for one in prepared]
+
+    def close(self) -> None:
+        """Free the graphs; calling it twice is fine."""
+        for graph in self._graphs:
+            graph.backend.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _chunk(self, images: list[Image], batch: int) -> Iterator[Result]:
+        prepared: list[dict[str, Prepared] | GammaError] = []
+        for image in images:
+            try:
+                prepared.append(self.prepare(image))
+            except InputError as error:
+                prepared.append(error)
+        scored = iter(self.score_prepared([p for p in prepared if isinstance(p, dict)], batch))
+        for image, item in zip(images, prepared, strict=True):
+            path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
+            outcome = item if isinstance(item, GammaError) else next(scored)
+            if isinstance(outcome, GammaError):
+                yield Result(path, (), outcome)
+            else:
+                yield Result(path, tuple(dataclasses.replace(outcome[s], path=path) for s in self.scenes))
+
+    def _collect(
+        self, prepared: dict[str, Prepared], rows: dict[tuple[int, int], _Row]
+    ) -> dict[str, Score] | GammaError:
+        scores: dict[str, Score] = {}
+        for scene in self.scenes:
+            index = next(i for i, graph in enumerate(self._graphs) if scene in graph.entry.scenes)
+            row = rows[index, id(prepared[scene])]
+            if isinstance(row, GammaError):
+                return row
+            column = self._graphs[index].column(scene)
+            used = self._graphs[index].backend.name
+            scores[scene] = self._score(scene, prepared[scene], float(row[0][column]), row[1][:, column], used)
+        return scores
+
+    def _score(self, scene: str, prepared: Prepared, value: float, crop_scores: Floats, backend: str) -> Score:
+        crops = tuple(float(crop) for crop in crop_scores)
+        flags = self._labels + prepared.flags
+        sha = self.bundle.sha256
+        return Score(scene, value, self._range, "checkpoint", crops, prepared.working_size, flags, backend, sha).scaled(
+            self.scale
+        )
+
+
+class Scorer:
+    """Scores images in one scene. Made by `load`; also a context manager.
+
+    Example:
+        >>> with load("photo.gamma") as scorer:
+        ...     scorer.score("photo.jpg").value
+    """
+
+    def __init__(self, panel: Panel) -> None:
+        self.panel = panel
+
+    @property
+    def scene(self) -> str:
+        """The scene's name."""
+        return self.panel.scenes[0]
+
+    @property
+    def backend_name(self) -> str:
+        """The library that runs the graph; for ``auto``, the one that was chosen."""
+        return self.panel.backend_name
+
+    def prepare(self, image: Image) -> Prepared:
+        """Decode, reduce and cut one image.
+
+        Raises:
+            InputError: the image cannot be used.
+        """
+        return self.panel.prepare(image)[self.scene]
+
+    def score(self, image: Image) -> Score:
+        """Score one image: a path, encoded bytes, or a uint8 RGB array ``[H, W, 3]``.
+
+        Raises:
+            InputError: the image cannot be used, or its score is not finite. EnvironmentFault: the backend failed.
+        """
+        result = next(self.panel.results([image], batch=1))
+        if result.error is not None:
+            raise result.error
+        return result.scores[0]
+
+    def score_prepared(self, prepared: Prepared) -> Score:
+        """Score crops that `prepare` made.
+
+        Raises:
+            InputError: crops of another shape, or the score is not finite. EnvironmentFault: the backend failed.
+        """
+        (outcome,) = self.panel.score_prepared([{self.scene: prepared}], batch=1)
+        if isinstance(outcome, GammaError):
+            raise outcome
+        return outcome[self.scene]
+
+    @overload
+    def score_many(
+        self, images: Iterable[Image], batch: int = 8, on_error: Literal["raise"] = "raise"
+    ) -> Iterator[Score]: ...
+
+    @overload
+    def score_many(
+        self, images: Iterable[Image], batch: int = 8, *, on_error: Literal["yield"]
+    ) -> Iterator[Score | GammaError]: ...
+
+    def score_many(
+        self, images: Iterable[Image], batch: int = 8, on_error: Literal["raise", "yield"] = "raise"
+    ) -> Iterator[Score | GammaError]:
+        """Score images in order, lazily, ``batch`` at a time.
+
+        With a static graph the scores are bit-identical to one-by-one; with a batch range they differ by rounding.
+
+        Args:
+            images: paths, encoded bytes or arrays.
+            batch: images decoded and inferred together, held within the graph's own range.
+            on_error: ``raise`` stops at the first bad image; ``yield`` gives its error in its place and goes on.
+
+        Raises:
+            InputError: a bad image, with ``on_error="raise"``. EnvironmentFault: the backend failed.
+        """
+        if on_error not in ("raise", "yield"):
+            raise UsageError(f"on_error is 'raise' or 'yield', not {on_error!r}")
+        for result in self.panel.results(images, batch):
+            if result.error is None:
+                yield result.scores[0]
+            elif on_error == "raise":
+                raise result.error
+            else:
+                yield result.error
+
+    def close(self) -> None:
+        """Free the graph; calling it twice is fine."""
+        self.panel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    scene: str | None = None,
+    backend: str = "auto",
+    precision: str | None = None,
+    small: str = "refuse",
+    threads: int | None = None,
+    scale: str = "checkpoint",
+) -> Scorer:
+    """Open a bundle for one scene.
+
+    Args:
+        bundle: the folder, or an opened bundle.
+        scene: the bundle's default scene when None.
+        backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of them that can run the graph (`backend_name`).
+        precision: ``fp32``, ``fp16`` or ``bf16`` where the bundle has several; its first one when None.
+        small: ``refuse`` images under 224 pixels, or ``resize`` (enlarge and flag) them.
+        threads: CPU threads of one inference; the library's choice when None.
+        scale: ``checkpoint`` or ``0-100``.
+
+    Raises:
+        InputError: no such bundle, scene or precision. IntegrityError: a file of the bundle changed.
+        EnvironmentFault: the backend's library is missing. UsageError: an option with an unknown value.
+
+    Example:
+        >>> scorer = load("photo.gamma", scene="natural-quality", backend="openvino", threads=2)
+        >>> scorer.score("photo.jpg").value
+    """
+    return Scorer(load_panel(bundle, () if scene is None else (scene,), backend, precision, small, threads, scale))
+
+
+def load_panel(
+    bundle: str | os.PathLike[str] | Bundle,
+    scenes: Sequence[str] = (),
+    backend: str = "auto",
+    precision: str | None = None,
+    small: str = "refuse",
+    threads: int | None = None,
+    scale: str = "checkpoint",
+) -> Panel:
+    """Open a bundle for several scenes (the default one when empty); the other arguments are those of `load`.
+
+    Raises:
+        GammaError: as `load`.
+    """
+    check_scale(scale)
+    if small not in ("refuse", "resize"):
+        raise UsageError(f"small is 'refuse' or 'resize', not {small!r}")
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    contract = dataclasses.replace(opened.contract(), small=small)
+    wanted = tuple(dict.fromkeys(scenes)) or (opened.manifest.default_scene,)
+    graphs: list[OpenGraph] = []
+    try:
+        for entry in pick(opened, wanted, precision):
+            graphs.append(OpenGraph.open(opened, entry, backend, threads))
+        return Panel(opened, contract, wanted, graphs, scale)
+    except BaseException:
+        for graph in graphs:
+            graph.backend.close()
+        raise
