@@ -6,11 +6,15 @@ import dataclasses
 import json
 import shlex
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gamma_export.export import DEMO, ExportOptions, ExportReport
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
 from gamma_runtime.errors import EXIT_GATE, EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from gamma_runtime.engines import EngineOptions
+    from gamma_runtime.manifest import EngineEntry
 
 __all__ = ["ExportCommand", "export_command", "main"]
 
@@ -36,51 +40,57 @@ def export_command(options: ExportCommand) -> int:
     from gamma_export.export import export
     from gamma_export.steps import Steps
 
-    _check_engine(options)
+    engine_options = _engine_options(options)
     source = options.checkpoint or Path(DEMO)
     target = options.out or Path(source.name).with_suffix(".gamma")
     library = ExportOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ExportOptions)})
-    steps = Steps(options.quiet)
-    report = export(source, target, library, steps=steps)
-    out(json.dumps(_as_json(report)) if options.json else _as_text(report))
+    report = export(source, target, library, steps=Steps(options.quiet))
     for warning in report.warnings:
         log(f"warning: {warning}")
+    if not options.json:
+        out(_as_text(report))
+    engines, note = _build_engines(options, report, engine_options)
+    if options.json:
+        out(json.dumps(_as_json(report) | {"engines": [e.model_dump(mode="json") for e in engines], "note": note}))
     if not report.published:
         log(f"error: gate not met; nothing was published, {report.bundle} is as it was")
         log("hint: --precision fp32 or bf16, or look at the rows marked FAIL")
         return EXIT_GATE
-    if options.engine != "none":
-        _build_engines(options, report.bundle)
     log(f"next: gamma-run {shlex.quote(str(target))} PHOTOS")
     return EXIT_OK
 
 
-def _check_engine(options: ExportCommand) -> None:
-    """Fail before the export, not after it, when the engine cannot be built here."""
+def _engine_options(options: ExportCommand) -> EngineOptions | None:
+    """What to build after the export, checked before it: no use in minutes of work before "not installed".
+
+    Raises:
+        UsageError: options that do not fit. EnvironmentFault: no library, or (``tensorrt``) no GPU.
+    """
     from gamma_runtime.engines import EngineOptions, parse_capabilities, require_flavour
 
     if options.engine == "none":
         if options.compute_capability:
             raise UsageError("--compute-capability needs --engine tensorrt-rtx")
-        return
+        return None
     capabilities = parse_capabilities(options.compute_capability)
-    require_flavour(EngineOptions(flavour=options.engine, compute_capabilities=capabilities))
+    chosen = EngineOptions(flavour=options.engine, compute_capabilities=capabilities)
+    require_flavour(chosen)
+    return chosen
 
 
-def _build_engines(options: ExportCommand, bundle: Path) -> None:
-    from gamma_runtime.commands.build import BuildOptions, build
+def _build_engines(
+    options: ExportCommand, report: ExportReport, chosen: EngineOptions | None
+) -> tuple[list[EngineEntry], str | None]:
+    """Engines of the published bundle; a failure here leaves the bundle as published."""
+    from gamma_runtime.bundle import open_bundle
+    from gamma_runtime.commands.build import build_visibly, engine_table
 
-    if options.engine == "none":
-        return
-    build(
-        BuildOptions(
-            bundle=bundle,
-            engine=options.engine,
-            compute_capability=options.compute_capability,
-            json=options.json,
-            quiet=options.quiet,
-        )
-    )
+    if chosen is None or not report.published:
+        return [], None
+    engines, note = build_visibly(open_bundle(report.bundle), chosen, options.quiet)
+    if not options.json:
+        out(engine_table(engines, note))
+    return engines, note
 
 
 def _as_json(report: ExportReport) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
 import shlex
 import sys
@@ -23,9 +22,10 @@ from gamma_runtime.engines.options import (
 )
 
 if TYPE_CHECKING:
+    from gamma_runtime.bundle import Bundle
     from gamma_runtime.manifest import EngineEntry
 
-__all__ = ["BuildOptions", "build", "main"]
+__all__ = ["BuildOptions", "build", "build_visibly", "engine_table", "main"]
 
 _NOT_RUN = "compiled, not run on a GPU"
 _LINE_EVERY = 10.0  # seconds between two progress lines where there is no terminal
@@ -70,44 +70,47 @@ class BuildOptions(CommonOptions):
 def build(options: BuildOptions) -> int:
     """Build TensorRT engines for a bundle; they are listed in engines.json, and the manifest stays as it is."""
     from gamma_runtime.bundle import open_bundle
-    from gamma_runtime.cuda_probe import probe
-    from gamma_runtime.engines.build import build_engines
 
     engine_options = options.engine_options()
     engine_options.check()
     bundle = open_bundle(options.bundle)
-    with _progress(options.quiet) as progress:
-        entries = build_engines(bundle, engine_options, progress)
-    note = None if probe().usable else _NOT_RUN
+    entries, note = build_visibly(bundle, engine_options, options.quiet)
     folder = str(options.engine_dir or bundle.folder)
     if options.json:
         engines = [entry.model_dump(mode="json") for entry in entries]
         out(json.dumps({"bundle": str(bundle.folder), "folder": folder, "engines": engines, "note": note}))
     else:
-        out(_table(entries))
-        if note:
-            out(f"{len(entries)} engine{'s' if len(entries) > 1 else ''} {note}")
+        out(engine_table(entries, note))
     where = f" --engine-dir {shlex.quote(str(options.engine_dir))}" if options.engine_dir else ""
     log(f"next: gamma-doctor {shlex.quote(str(options.bundle))}{where}")
     return 0
 
 
-def _table(entries: list[EngineEntry]) -> str:
-    """One row for each engine; as wide as its content, so that names stay whole in a pipe."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
+def build_visibly(bundle: Bundle, options: EngineOptions, quiet: bool) -> tuple[list[EngineEntry], str | None]:
+    """`build_engines` with progress on stderr; the note says so where the engines could only be compiled.
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for title in ("file", "MB", "seconds", "targets"):
-        table.add_column(title, no_wrap=True, justify="right" if title in ("MB", "seconds") else "left")
+    Raises:
+        GammaError: as `build_engines`.
+    """
+    from gamma_runtime.cuda_probe import probe
+    from gamma_runtime.engines.build import build_engines
+
+    with _progress(quiet) as progress:
+        entries = build_engines(bundle, options, progress)
+    return entries, None if probe().usable else _NOT_RUN
+
+
+def engine_table(entries: list[EngineEntry], note: str | None) -> str:
+    """One row for each engine, then the note."""
+    from gamma_runtime.tables import text_table
+
+    rows = []
     for entry in entries:
         targets = ", ".join(entry.compute_capabilities).replace(AMPERE_AND_NEWER, "8.0 and newer")
         label = f"{LABELS[entry.flavour]} {entry.version}, compute capability {targets}"
-        table.add_row(entry.file, f"{entry.size / 1e6:.1f}", f"{entry.seconds:.1f}", label)
-    text = io.StringIO()
-    Console(file=text, width=400, color_system=None).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines() if line.strip())
+        rows.append((entry.file, f"{entry.size / 1e6:.1f}", f"{entry.seconds:.1f}", label))
+    table = text_table(("file", "MB", "seconds", "targets"), rows, right=("MB", "seconds"))
+    return f"{table}\n{len(entries)} engine{'s' if len(entries) > 1 else ''} {note}" if note else table
 
 
 @contextlib.contextmanager
