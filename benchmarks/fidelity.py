@@ -206,9 +206,8 @@ def _row(what: str, precision: str, backend: str, difference: parity.Difference,
     share = difference.max_abs / difference.score_std
     row = {"what": what, "precision": precision, "backend": backend, **dataclasses.asdict(difference)}
     row |= {"max_abs_share_of_std": share, "limit": LIMITS[precision], **more}
-    print(
-        f"{what:32} {precision} {backend:11} max {difference.max_abs:.1e} {share:.2%} of std (limit {LIMITS[precision]:g}"
-    )
+    text = f"max {difference.max_abs:.1e}, {share:.2%} of std, limit {LIMITS[precision]:g}"
+    print(f"{what:32} {precision} {backend:11} {text}")
     return row
 
 

@@ -35,8 +35,12 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 class ExportOptions:
     """How a checkpoint becomes a bundle; all of it is recorded in the manifest."""
 
-    precision: tuple[str, ...] = option(("fp16",), "fp32, fp16, bf16; several make several graphs")
-    scene: tuple[str, ...] = option((), "scenes; those of the checkpoint's own prompt kind when left out")
+    precision: tuple[str, ...] = option(
+        ("fp16",), "fp32, fp16, bf16; several (with commas) make graphs of each", repeat=True
+    )
+    scene: tuple[str, ...] = option(
+        (), "scenes, with commas; those of the checkpoint's own prompt kind when left out", repeat=True
+    )
     scene_file: Path | None = option(None, "YAML with scenes of your own: name and five prompts, bad to perfect")
     prompts: Literal["sdp", "plain"] | None = option(
         None, "prompts that the checkpoint was trained with; the authors' files do not say (assumed: sdp)"

@@ -25,7 +25,7 @@ class VerifyOptions(CommonOptions):
     against: Path | None = option(
         None, "the checkpoint it was exported from (or: demo); golden images only when left out"
     )
-    backend: tuple[str, ...] = option((), "onnxruntime, openvino; all that are installed when left out")
+    backend: tuple[str, ...] = option((), "onnxruntime, openvino; all that are installed when left out", repeat=True)
     photos: Path | None = option(None, "folder of photos; the 16 packaged ones when left out")
     gate: float | None = option(None, "largest allowed |score difference| instead of the precision's own")
     threads: int | None = option(None, "CPU threads of an inference")

@@ -95,16 +95,17 @@ def _flag_class(options_type: type[T]) -> Any:
     for field in dataclasses.fields(options_type):  # type: ignore[arg-type]
         meta = field.metadata
         alias = meta.get("alias")
-        arg = tyro.conf.arg(help=meta.get("help", ""), aliases=(alias,) if alias else None)
+        # A repeated flag would add to its default, so its default is shown here and filled in by `parse`.
+        shown = f"; default: {','.join(field.default)}" if meta.get("repeat") and field.default else ""
+        arg = tyro.conf.arg(help=meta.get("help", "") + shown, aliases=(alias,) if alias else None)
         kind: Any = typing.Annotated[hints[field.name], arg]
         if meta.get("positional"):
             kind = typing.Annotated[kind, tyro.conf.Positional]
         if meta.get("repeat"):
             kind = typing.Annotated[kind, tyro.conf.UseAppendAction]
-        default = (
-            dataclasses.field() if field.default is dataclasses.MISSING else dataclasses.field(default=field.default)
-        )
-        made.append((field.name, kind, default))
+        default = () if meta.get("repeat") else field.default
+        filled = dataclasses.field() if default is dataclasses.MISSING else dataclasses.field(default=default)
+        made.append((field.name, kind, filled))
     return dataclasses.make_dataclass(options_type.__name__, made, frozen=True, kw_only=True)
 
 
@@ -119,7 +120,11 @@ def parse(options_type: type[T], argv: Sequence[str], prog: str, description: st
         args=list(argv),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.AvoidSubcommands),
     )
-    return options_type(**{f.name: getattr(flags, f.name) for f in dataclasses.fields(options_type)})  # type: ignore[arg-type]
+    given = {f.name: getattr(flags, f.name) for f in dataclasses.fields(options_type)}  # type: ignore[arg-type]
+    for field in dataclasses.fields(options_type):  # type: ignore[arg-type]
+        if field.metadata.get("repeat") and not given[field.name]:
+            given[field.name] = field.default
+    return options_type(**given)
 
 
 def _terminate(signum: int, _frame: object) -> None:
