@@ -86,6 +86,19 @@ def require(module: str, extra: str) -> Any:
         ) from error
 
 
+def _metavar(field: dataclasses.Field[Any], hint: Any) -> str | None:
+    """PATH rather than {None}|PATH for what may be left out, BUNDLE for a positional; None leaves it to tyro."""
+    if field.metadata.get("positional") and typing.get_origin(hint) is not tuple:
+        name = field.name.upper()
+        return name if field.default is dataclasses.MISSING else f"[{name}]"
+    parts = [part for part in typing.get_args(hint) if part is not type(None)]
+    if type(None) not in typing.get_args(hint) or len(parts) != 1:
+        return None
+    if choices := typing.get_args(parts[0]):
+        return "{" + ",".join(str(choice) for choice in choices if choice is not None) + "}"
+    return str(parts[0].__name__).upper()
+
+
 def _flag_class(options_type: type[T]) -> Any:
     """The same fields with tyro's annotations; tyro is imported only when a command really parses its flags."""
     import tyro
@@ -96,8 +109,17 @@ def _flag_class(options_type: type[T]) -> Any:
         meta = field.metadata
         alias = meta.get("alias")
         # A repeated flag would add to its default, so its default is shown here and filled in by `parse`.
-        shown = f"; default: {','.join(field.default)}" if meta.get("repeat") and field.default else ""
-        arg = tyro.conf.arg(help=meta.get("help", "") + shown, aliases=(alias,) if alias else None)
+        shown = (
+            f"; default: {','.join(field.default)}"
+            if meta.get("repeat") and isinstance(field.default, tuple) and field.default
+            else ""
+        )
+        arg = tyro.conf.arg(
+            help=meta.get("help", "") + shown,
+            aliases=(alias,) if alias else None,
+            metavar=_metavar(field, hints[field.name]),
+            help_behavior_hint="" if field.default is None or meta.get("repeat") else None,
+        )
         kind: Any = typing.Annotated[hints[field.name], arg]
         if meta.get("positional"):
             kind = typing.Annotated[kind, tyro.conf.Positional]
