@@ -29,6 +29,8 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 _Wide: TypeAlias = NDArray[np.uint16]
 _WHITE, _HALF = np.uint16(255), np.uint16(127)
+_NO_MEMORY = -4  # OpenCV's StsNoMem
+_LOG_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 _ROWS = 256  # converted at once: the wider integers of a 64-megapixel image never exist all together
 _DAMAGED = "get the original file again, or save it anew as PNG"
 
@@ -120,7 +122,7 @@ def _decode_opencv(header: Header, where: str) -> NDArray[Any]:
         with _silent(cv2):
             pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(header.payload, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
-        if error.code == cv2.Error.STS_NO_MEM:
+        if error.code == _NO_MEMORY:
             raise MemoryError(error.err) from error
         raise InputError(f"{where}: {header.format}: {error.err}", hint=_DAMAGED) from error
     if pixels is None:
@@ -137,9 +139,9 @@ def _decode_opencv(header: Header, where: str) -> NDArray[Any]:
 @contextlib.contextmanager
 def _silent(cv2: Any) -> Iterator[None]:
     """Keep OpenCV's own log off stderr: our error says it, and hostile metadata is never logged raw."""
-    logging = cv2.utils.logging
+    logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # 4.x has the former, 5.x the latter
     before = logging.getLogLevel()
-    logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+    logging.setLogLevel(_LOG_SILENT)
     try:
         yield
     finally:

@@ -75,8 +75,7 @@ class OpenGraph:
     def run(self, crops: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
         """Score images, each uint8 ``[C, 224, 224, 3]``.
 
-        The batch is held within the graph's range; a last short one is filled up by repeating its last image, so that a
-        static graph always does the same arithmetic.
+        The batch is held within the graph's range; a last short one is filled up by repeating its last image.
 
         Returns:
             For each image its scores ``[K]`` and crop scores ``[C, K]`` (K is 1 for one scene), or its error.

@@ -209,7 +209,8 @@ class Scorer:
     ) -> Iterator[Score | GammaError]:
         """Score images in order, lazily, ``batch`` at a time.
 
-        With a static graph the scores are bit-identical to one-by-one; with a batch range they differ by rounding.
+        With a graph of batch 1 the scores are bit-identical to one-by-one. With a larger one they differ by rounding:
+        the libraries do not add up in the same order at every place of a batch.
 
         Args:
             images: paths, encoded bytes or arrays.

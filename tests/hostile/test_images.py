@@ -89,7 +89,7 @@ def test_a_progressive_jpeg_cut_between_scans_with_an_eoi_is_never_scored(scan: 
 
 
 def test_a_sequential_jpeg_that_lacks_a_colour_scan_is_never_scored() -> None:
-    """Split into one scan a component by rewriting the progressive file's marker would be illegal; drop a component."""
+    """Its only scan claims one component of three; the other two never come."""
     data = WHOLE["jpeg"]()
     start = scan_starts(data)[0]
     first_only = data[:start] + b"\xff\xda" + struct.pack(">HBBBBBB", 8, 1, 1, 0, 0, 63, 0) + data[start + 14 :]

@@ -15,6 +15,7 @@ from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 __all__ = ["OpenVinoBackend"]
 
 _DEVICE = "CPU"
+_NAMES = ("crops", "score", "crop_scores")
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -59,7 +60,16 @@ def _table(ports: list[Any]) -> dict[str, tuple[str, Shape]]:
     def shape(port: Any) -> Shape:
         return tuple(None if size.is_dynamic else int(size.get_length()) for size in port.partial_shape)
 
-    return {p.any_name: (_TYPES.get(p.element_type.to_string(), p.element_type.to_string()), shape(p)) for p in ports}
+    def name(port: Any) -> str:
+        # Where OpenVINO removes a node that does nothing, the names before and after it belong to one port.
+        names = set(port.get_names())
+        return next((known for known in _NAMES if known in names), str(port.any_name))
+
+    def kind(port: Any) -> str:
+        found = str(port.element_type.to_string())
+        return _TYPES.get(found, found)
+
+    return {name(port): (kind(port), shape(port)) for port in ports}
 
 
 def _explain(graph: Path, error: Exception) -> GammaError:

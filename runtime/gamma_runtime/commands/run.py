@@ -82,6 +82,8 @@ def run(options: RunOptions) -> int:
 
     if options.json and options.csv:
         raise UsageError("--json and --csv exclude each other")
+    if not options.paths:
+        raise UsageError("no images given", hint="gamma-run BUNDLE PATH…, a file, a folder or a glob")
     scenes = tuple(name for given in options.scene for name in given.split(",") if name)
     o = options
     with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale) as panel:
@@ -221,3 +223,7 @@ def _print_table(records: list[dict[str, Any]], panel: Panel) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of ``gamma-run``."""
     return run_command("gamma-run", run, RunOptions, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
