@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import glob
@@ -195,29 +194,21 @@ def _csv_line(cells: Sequence[str]) -> str:
 
 
 def _print_table(records: list[dict[str, Any]], panel: Panel) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from gamma_runtime.tables import text_table
 
-    low, high = records[0]["range"] or ("", "") if records else ("", "")
-    label = panel.bundle.manifest.checkpoint.label
-    table = Table(title=f"{label.upper()} checkpoint: these scores mean nothing" if label == "untrained" else label)
-    table.add_column("image", overflow="fold")
-    table.add_column("scene")
-    table.add_column(f"score {low}–{high}" if low != "" else "score", justify="right")
-    table.add_column("crop std", justify="right")
-    table.add_column("flags / error", overflow="fold")
+    levels = panel.bundle.manifest.checkpoint.score_levels
+    span = next((record["range"] for record in records if record["range"]), (min(levels), max(levels)))
+    title = f"score {span[0]:.3g} to {span[1]:.3g}"
+    rows = []
     for record in records:
         good = record["error"] is None
-        note = " ".join(record["flags"]) if good else record["error"]
-        numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("failed", "")
-        cells = (printable(record["path"] or "-"), record["scene"], *numbers, note)
-        table.add_row(*(Text(cell) for cell in cells), style=None if good else "red")
-    with contextlib.closing(io.StringIO()) as buffer:
-        colours = sys.stdout.isatty()
-        width = None if colours else 160  # a pipe has no width; 80 would fold every path
-        Console(file=buffer, force_terminal=colours, width=width or Console().width).print(table)
-        out(buffer.getvalue().rstrip("\n"))
+        note = " ".join(record["flags"]) if good else printable(record["error"])
+        numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("FAILED", "")
+        rows.append((printable(record["path"] or "-"), record["scene"], *numbers, note))
+    titles = ("image", "scene", title, "crop std", "flags / error")
+    if label := panel.bundle.manifest.checkpoint.label:
+        out(f"checkpoint: {label}" + ("; its scores say nothing about images" if "untrained" in label else ""))
+    out(text_table(titles, rows, right=(title, "crop std")))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
