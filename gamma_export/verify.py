@@ -60,8 +60,7 @@ def verify(
 
     steps = steps or Steps()
     with steps.step("hashes of all files"):
-        for entry in bundle.manifest.files:
-            bundle.file(entry.name)
+        bundle.check_files()
     with steps.step("golden images"):
         precisions = dict.fromkeys(graph.precision for graph in bundle.manifest.graphs)
         golden = [c for p in precisions for c in selftest(bundle, backend_names or None, precision=p, threads=threads)]
@@ -96,7 +95,7 @@ def _parity(
         share = share_for(entry, manifest.graphs, wanted)
         limit = gate if gate is not None else GATES[entry.precision]
         for name in names or _usable(entry.precision):
-            rows += measure(entry, bundle.folder / entry.onnx, name, share, limit, steps, threads)
+            rows += measure(entry, bundle.graph_file(entry), name, share, limit, steps, threads)
     return rows
 
 

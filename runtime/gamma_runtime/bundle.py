@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from gamma_runtime.errors import InputError, IntegrityError
-from gamma_runtime.files import hash_file
+from gamma_runtime.cli import printable
+from gamma_runtime.errors import EnvironmentFault, InputError, IntegrityError
 
 if TYPE_CHECKING:
     from gamma_runtime.contract import Contract
     from gamma_runtime.manifest import Engines, FileEntry, GraphEntry, Manifest
 
-__all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "read_engines"]
+__all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "parse_manifest", "read_engines"]
 
 MANIFEST = "manifest.json"
 ENGINES = "engines.json"
 _MAX_JSON = 16 * 2**20  # bytes; a manifest is a few kilobytes
+_MAX_DEPTH = 32  # objects and lists inside each other; a manifest has five
+_MAX_WORDS = 200  # characters of a foreign text in a message
+_CHUNK = 1 << 20
 _RESTORE = "re-run gamma-export, or restore the file"
 
 
@@ -44,22 +51,55 @@ class Bundle:
             raise IntegrityError(f"{self.folder / name}: the manifest does not name this file")
         return check_file(self.folder, entries[name])
 
+    def graph_file(self, graph: GraphEntry) -> Path:
+        """The path of a graph's ONNX file, after it and its weights were checked; it refers to these weights only.
+
+        Raises:
+            IntegrityError: a file changed, or the graph refers to another one. InputError: not an ONNX graph, or
+                operators outside the standard.
+        """
+        from gamma_runtime.onnx_scan import check_graph_file
+
+        weights, onnx = self.file(graph.weights), self.file(graph.onnx)
+        check_graph_file(onnx, weights.name, weights.stat().st_size)
+        return onnx
+
+    def check_files(self) -> None:
+        """Check every file that the manifest names.
+
+        Raises:
+            IntegrityError: some are missing or changed; all of them are listed.
+        """
+        faults: list[IntegrityError] = []
+        for entry in self.manifest.files:
+            try:
+                check_file(self.folder, entry)
+            except IntegrityError as error:
+                faults.append(error)
+        if len(faults) > 1:
+            listed = "; ".join(fault.message for fault in faults)
+            raise IntegrityError(f"{len(faults)} of {len(self.manifest.files)} files: {listed}", hint=_RESTORE)
+        if faults:
+            raise faults[0]
+
     def contract(self) -> Contract:
         """The contract that every image goes through.
 
         Raises:
-            IntegrityError: the contract's digest does not match. InputError: a contract of a newer version.
+            InputError: a contract of a newer version: it has rules that this one would not carry out.
+            IntegrityError: it does not cover every scene.
         """
         from gamma_runtime.contract import Contract
 
         try:
             contract = Contract.from_json(self.manifest.contract)
-        except (TypeError, KeyError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise InputError(
-                f"{self.folder / MANIFEST}: this contract is not understood ({error})", hint="update gamma-edge"
+                f"{self.folder / MANIFEST}: this contract is not understood ({_words(error)})",
+                hint="it needs a newer gamma-edge: update",
             ) from error
-        if contract.sha256() != self.manifest.contract_sha256:
-            raise IntegrityError(f"{self.folder / MANIFEST}: contract does not match its own sha256")
+        if missing := {scene.name for scene in self.manifest.scenes} - set(contract.short_sides):
+            raise IntegrityError(f"{self.folder / MANIFEST}: the contract lacks scenes: {sorted(missing)}")
         return contract
 
     def graph(self, scene: str, precision: str | None = None) -> GraphEntry:
@@ -76,6 +116,35 @@ class Bundle:
         return min(fitting, key=lambda g: len(g.scenes))
 
 
+@contextlib.contextmanager
+def _open_plain(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that is nothing but a file: links could change under us, pipes and devices never end.
+
+    Raises:
+        IntegrityError: missing, unreadable, a link, a folder, a device or a pipe.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            os.close(handle)
+            _refuse_odd(path)
+        with os.fdopen(handle, "rb") as stream:
+            yield stream
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise EnvironmentFault(f"{path}: {error.strerror}", hint="raise ulimit -n, or close other files") from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            _refuse_odd(path)
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}", hint=_RESTORE) from error
+
+
+def _refuse_odd(path: Path) -> NoReturn:
+    raise IntegrityError(
+        f"{path}: not a plain file of its own (link, folder, device or pipe)", hint="copy the real file here"
+    )
+
+
 def check_file(folder: Path, entry: FileEntry) -> Path:
     """Compare one file with its entry (size first, then SHA-256).
 
@@ -83,26 +152,17 @@ def check_file(folder: Path, entry: FileEntry) -> Path:
         IntegrityError: anything differs, or the file is a link, a device or a pipe.
     """
     path = folder / entry.name
-    try:
-        status = os.lstat(path)
-    except OSError as error:
-        raise IntegrityError(
-            f"{path}: named by the manifest, but {error.strerror}", hint="re-run gamma-export"
-        ) from error
-    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-        raise IntegrityError(
-            f"{path}: not a plain file of its own (link, device or pipe)", hint="copy the real file here"
-        )
-    if status.st_size != entry.size:
-        raise IntegrityError(
-            f"{path}: {status.st_size} bytes, the manifest says {entry.size}",
-            hint=_RESTORE,
-        )
-    found = hash_file(path)
+    digest = hashlib.sha256()
+    with _open_plain(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size != entry.size:
+            raise IntegrityError(f"{path}: {size} bytes, the manifest says {entry.size}", hint=_RESTORE)
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    found = digest.hexdigest()
     if found != entry.sha256:
         raise IntegrityError(
-            f"{path}: sha256 {found[:12]}… does not match the manifest's {entry.sha256[:12]}…",
-            hint=_RESTORE,
+            f"{path}: sha256 {found[:12]}… does not match the manifest's {entry.sha256[:12]}…", hint=_RESTORE
         )
     return path
 
@@ -111,18 +171,25 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """A JSON object and the SHA-256 of its bytes.
 
     Raises:
-        IntegrityError: missing, too large, not JSON, or duplicate keys.
+        IntegrityError: missing, a link, too large, not JSON, NaN or infinity, nested too deep, or duplicate keys.
     """
+    with _open_plain(path) as stream:
+        content = stream.read(_MAX_JSON + 1)
+    if len(content) > _MAX_JSON:
+        raise IntegrityError(f"{path}: larger than {_MAX_JSON} bytes", hint=_RESTORE)
     try:
-        if not path.is_file() or path.stat().st_size > _MAX_JSON:
-            raise IntegrityError(f"{path}: missing, not a file, or larger than {_MAX_JSON} bytes")
-        content = path.read_bytes()
-        data = json.loads(content, object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({error})", hint=_RESTORE) from error
+        data = json.loads(content, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number)
+        _check_depth(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path}: cannot be read ({_words(error)})", hint=_RESTORE) from error
     if not isinstance(data, dict):
-        raise IntegrityError(f"{path}: not a JSON object")
+        raise IntegrityError(f"{path}: not a JSON object", hint=_RESTORE)
     return data, hashlib.sha256(content).hexdigest()
+
+
+def _words(error: object) -> str:
+    """Foreign text for a message: short, and harmless on a terminal."""
+    return printable(str(error)[:_MAX_WORDS])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -130,6 +197,27 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) != len(pairs):
         raise ValueError("duplicate keys")
     return made
+
+
+def _number(text: str) -> float:
+    """JSON has no NaN and no infinity; Python reads both, and 1e999 as infinity."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:_MAX_WORDS]} is not a finite number")
+    return value
+
+
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    if level:
+        raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
 
 
 def open_bundle(folder: Path | str) -> Bundle:
@@ -142,61 +230,89 @@ def open_bundle(folder: Path | str) -> Bundle:
         >>> bundle = open_bundle("photo.gamma")
         >>> bundle.manifest.default_scene
     """
-    folder = Path(os.path.abspath(Path(folder).expanduser()))
-    if not folder.is_dir():
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such bundle folder", hint="gamma-export CHECKPOINT -o NAME.gamma makes one")
     data, digest = read_json(folder / MANIFEST)
+    return Bundle(folder, parse_manifest(folder / MANIFEST, data), digest)
+
+
+def parse_manifest(path: Path, data: dict[str, Any]) -> Manifest:
+    """The manifest in a JSON object, checked for everything that can be checked without opening another file.
+
+    Raises:
+        InputError: a newer schema. IntegrityError: broken or contradictory.
+    """
     from pydantic import ValidationError
 
-    from gamma_runtime.manifest import SCHEMA_VERSION, Manifest
+    from gamma_runtime.manifest import Manifest
+
+    _check_schema(path, data)
+    try:
+        manifest = Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(
+            f"{path}: {_words(where)}: {_words(first['msg'])} ({error.error_count()} faults)", hint=_RESTORE
+        ) from error
+    if fault := _contradiction(manifest):
+        raise IntegrityError(f"{path}: {_words(fault)}", hint=_RESTORE)
+    return manifest
+
+
+def _check_schema(path: Path, data: dict[str, Any]) -> None:
+    from gamma_runtime.manifest import SCHEMA_VERSION
 
     version = data.get("schema_version")
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise InputError(
-            f"{folder / MANIFEST}: schema {version}, newer than {SCHEMA_VERSION}",
-            hint="update gamma-edge",
+            f"{path}: schema {version} needs a newer gamma-edge; this one reads up to {SCHEMA_VERSION}",
+            hint="update gamma-edge: pip install -U gamma-edge",
         )
-    try:
-        manifest = Manifest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{folder / MANIFEST}: {where}: {first['msg']} ({error.error_count()} faults)") from error
-    _check_names(folder, manifest)
-    return Bundle(folder, manifest, digest)
 
 
-def _check_names(folder: Path, manifest: Manifest) -> None:
-    """Every name exists once, also where the file system ignores case, and every reference resolves."""
-    names = [entry.name for entry in manifest.files]
-    if len({name.lower() for name in names}) != len(names):
-        raise IntegrityError(f"{folder / MANIFEST}: file names collide")
+def _contradiction(manifest: Manifest) -> str | None:
+    """Names are unique, also where the file system ignores case, every reference resolves, the contract is whole."""
+    names = {entry.name for entry in manifest.files}
+    if len({name.lower() for name in names} | {MANIFEST, ENGINES}) != len(manifest.files) + 2:
+        return "file names collide"
     scenes = {scene.name for scene in manifest.scenes}
+    if len(scenes) != len(manifest.scenes) or any(len(set(g.scenes)) != len(g.scenes) for g in manifest.graphs):
+        return "a scene is listed twice"
+    if len({(g.name, g.precision, g.attention) for g in manifest.graphs}) != len(manifest.graphs):
+        return "a graph is listed twice"
     used = {n for g in manifest.graphs for n in (g.onnx, g.weights)} | {g.file for g in manifest.golden}
-    if missing := used - set(names):
-        raise IntegrityError(f"{folder / MANIFEST}: refers to files it does not list: {sorted(missing)}")
+    if missing := used - names:
+        return f"refers to files it does not list: {sorted(missing)}"
     asked = {s for g in manifest.graphs for s in g.scenes} | {manifest.default_scene}
+    asked |= {s for g in manifest.golden for s in (*g.scores, *g.crops_sha256)}
     if unknown := asked - scenes:
-        raise IntegrityError(f"{folder / MANIFEST}: refers to scenes it does not list: {sorted(unknown)}")
+        return f"refers to scenes it does not list: {sorted(unknown)}"
+    canonical = json.dumps(manifest.contract, sort_keys=True, separators=(",", ":")).encode()
+    if hashlib.sha256(canonical).hexdigest() != manifest.contract_sha256:
+        return "contract does not match its own sha256"
+    return None
 
 
 def read_engines(folder: Path) -> Engines:
     """The engines built so far; none when engines.json does not exist.
 
     Raises:
-        IntegrityError: engines.json is broken.
+        InputError: a newer schema. IntegrityError: engines.json is broken.
     """
     from pydantic import ValidationError
 
     from gamma_runtime.manifest import SCHEMA_VERSION, Engines
 
-    if not (folder / ENGINES).exists():
+    if not os.path.lexists(folder / ENGINES):
         return Engines(schema_version=SCHEMA_VERSION, engines=[])
     data, _ = read_json(folder / ENGINES)
+    _check_schema(folder / ENGINES, data)
     try:
         return Engines.model_validate(data)
     except ValidationError as error:
         raise IntegrityError(
-            f"{folder / ENGINES}: {error.error_count()} faults ({error.errors()[0]['msg']})",
+            f"{folder / ENGINES}: {error.error_count()} faults ({_words(error.errors()[0]['msg'])})",
             hint="delete it and run gamma-build",
         ) from error

@@ -13,6 +13,7 @@ from typing import Any
 
 __all__ = ["CROP", "Contract", "CropPolicy", "Limits"]
 
+_NUMBERS_END = 2**53  # above it JSON readers differ
 CROP = 224  # pixels; the model's input, fixed by its position table (model.md 1.5)
 
 
@@ -106,12 +107,34 @@ class Contract:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Contract:
-        """The inverse of `to_json`; unknown keys are a TypeError, so a newer contract is never half obeyed."""
+        """The inverse of `to_json`. What is not known here is refused, so a newer contract is never half obeyed.
+
+        Raises:
+            TypeError, KeyError, ValueError: a missing or unknown key, or a rule that `decode` and `crops` do not have.
+        """
         fields = dict(data)
         fields["crop"] = CropPolicy(**fields["crop"])
         fields["limits"] = Limits(**fields["limits"])
         fields["formats"] = tuple(fields["formats"])
-        return cls(**fields)
+        contract = cls(**fields)
+        contract._check()
+        return contract
+
+    def _check(self) -> None:
+        known = Contract(self.short_sides, self.crop, self.limits, small=self.small)
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) != getattr(known, field.name):
+                raise ValueError(f"{field.name}: {getattr(self, field.name)!r}")
+        if self.small not in ("refuse", "resize"):
+            raise ValueError(f"small: {self.small!r}")
+        if CropPolicy.parse(str(self.crop)) != self.crop:
+            raise ValueError(f"crop: {self.crop}")
+        sides = [side for side in self.short_sides.values() if side is not None]
+        for number in (*sides, *dataclasses.astuple(self.limits)):
+            if type(number) not in (int, float) or not 1 <= number < _NUMBERS_END:
+                raise ValueError(f"{number!r} where a size was expected")
+        if any(type(side) is not int for side in sides):
+            raise ValueError("short_sides: not whole pixels")
 
     def sha256(self) -> str:
         """Digest of the canonical JSON text."""

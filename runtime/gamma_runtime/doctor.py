@@ -221,8 +221,7 @@ def _bundle(path: Path, engine_dir: Path | None, cuda: CudaState) -> BundleFacts
     engines: list[EngineFacts] = []
     try:
         bundle.contract()
-        for entry in bundle.manifest.files:
-            bundle.file(entry.name)
+        bundle.check_files()
         folder = engine_dir or bundle.folder
         engines = [_engine(bundle, folder, engine, cuda) for engine in read_engines(folder).engines]
     except GammaError as error:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,10 +14,20 @@ from pathlib import Path
 
 from gamma_runtime.errors import OutputError
 
-__all__ = ["hash_file", "locked", "sweep_temporaries", "sync_directory", "temporary_beside", "write_atomically"]
+__all__ = [
+    "LOCK",
+    "TEMPORARY_PREFIX",
+    "hash_file",
+    "locked",
+    "sweep_temporaries",
+    "sync_directory",
+    "temporary_beside",
+    "write_atomically",
+]
 
 _CHUNK = 1 << 20
-_TEMPORARY_PREFIX = ".gamma-tmp-"
+LOCK = ".lock"
+TEMPORARY_PREFIX = ".gamma-tmp-"
 _TEMPORARY_MAX_AGE = 3600.0  # seconds
 
 
@@ -41,7 +52,7 @@ def sync_directory(folder: Path) -> None:
 @contextlib.contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
     """A temporary path in the target's folder; removed at the end unless the caller renamed it away."""
-    handle, name = tempfile.mkstemp(prefix=f"{_TEMPORARY_PREFIX}{os.getpid()}-", dir=target.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=target.parent)
     os.close(handle)
     path = Path(name)
     path.chmod(0o644)
@@ -72,12 +83,13 @@ def write_atomically(target: Path, content: bytes) -> None:
 
 def sweep_temporaries(folder: Path) -> None:
     """Remove our own temporary files and folders that are over an hour old and whose process is gone."""
-    for path in folder.glob(f"{_TEMPORARY_PREFIX}*"):
-        pid = path.name.removeprefix(_TEMPORARY_PREFIX).split("-")[0]
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        pid = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
         with contextlib.suppress(OSError):
-            old = time.time() - path.stat().st_mtime > _TEMPORARY_MAX_AGE
+            status = path.lstat()
+            old = time.time() - status.st_mtime > _TEMPORARY_MAX_AGE
             if old and not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if stat.S_ISDIR(status.st_mode) else path.unlink()
 
 
 @contextlib.contextmanager
@@ -85,24 +97,45 @@ def locked(folder: Path, timeout: float) -> Iterator[None]:
     """Keep other writers out of a folder while the block runs.
 
     Raises:
-        OutputError: another process holds the lock for longer than ``timeout`` seconds.
+        OutputError: another process holds the lock for longer than ``timeout`` seconds, or there can be no lock.
     """
-    import fcntl
-
-    lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     deadline = time.monotonic() + timeout
+    while (lock := _try_lock(folder / LOCK)) is None:
+        if time.monotonic() >= deadline:
+            raise OutputError(
+                f"{folder}: another process is writing there (waited {timeout:g} s)",
+                hint="wait for it, or raise --lock-timeout",
+            )
+        time.sleep(0.1)
     try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() >= deadline:
-                    raise OutputError(
-                        f"{folder}: another process is writing there (waited {timeout:g} s)",
-                        hint="wait for it, or raise --lock-timeout",
-                    ) from error
-                time.sleep(0.1)
         yield
     finally:
         os.close(lock)
+
+
+def _try_lock(path: Path) -> int | None:
+    """The open and locked file; None while somebody else holds it."""
+    import fcntl
+
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, lock)
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _still_there(lock, path):
+                    stack.pop_all()
+                    return lock
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be locked ({error.strerror})", hint="check the permissions and the file system"
+        ) from error
+    return None
+
+
+def _still_there(lock: int, path: Path) -> bool:
+    """Its last holder may have removed it together with a folder that came to nothing."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.lstat(path))
+    except FileNotFoundError:
+        return False

@@ -58,8 +58,8 @@ class OpenGraph:
         Raises:
             IntegrityError: a file changed, or the graph is not the one described. GammaError: it does not compile.
         """
-        bundle.file(entry.weights)
-        compiled = backends.create(backends.choose(backend, entry.precision), bundle.file(entry.onnx), threads=threads)
+        graph = bundle.graph_file(entry)
+        compiled = backends.create(backends.choose(backend, entry.precision), graph, threads=threads)
         wanted = bundle.contract().crop.crops
         least, _, most = entry.batch
         io = compiled.io

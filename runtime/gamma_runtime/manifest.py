@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 __all__ = [
+    "MAX_BATCH",
     "SCHEMA_VERSION",
     "CheckpointInfo",
     "EngineEntry",
@@ -24,12 +25,31 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+MAX_BATCH = 256
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 # One path component, no separators, no leading dot or dash, no control characters: nothing can leave the bundle.
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,199}$")]
 SceneName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+# One line that is shown to people: no control characters, so that no bundle writes to a terminal what it likes.
+Line = Annotated[str, StringConstraints(pattern=r"^\P{C}*$", max_length=500)]
+Capability = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]\+?$")]
 Precision = Literal["fp32", "fp16", "bf16"]
+
+
+def _range(batch: tuple[int, int, int]) -> tuple[int, int, int]:
+    if not 1 <= batch[0] <= batch[1] <= batch[2] <= MAX_BATCH:
+        raise ValueError(f"not 1 <= least <= optimal <= most <= {MAX_BATCH}")
+    return batch
+
+
+def _levels(levels: list[float]) -> list[float]:
+    if not min(levels) < max(levels):
+        raise ValueError("all levels are equal")
+    return levels
+
+
+Batch = Annotated[tuple[int, int, int], AfterValidator(_range)]  # least, optimal, most; equal when it is static
 
 
 class _Strict(BaseModel):
@@ -48,14 +68,14 @@ class CheckpointInfo(_Strict):
     """Where the weights came from. ``label`` is shown wherever a score appears, e.g. ``untrained``."""
 
     sha256: Sha256
-    file: str
+    file: Line
     kind: Literal["authors", "safetensors", "base-clip"]
     prompts: Literal["sdp", "plain"]
     prompts_assumed: bool
-    label: str | None = None
-    licence: str | None = None
-    parameters: int
-    score_levels: list[float] = Field(min_length=2)
+    label: Line | None = None
+    licence: Line | None = None
+    parameters: int = Field(ge=0)
+    score_levels: Annotated[list[float], Field(min_length=2), AfterValidator(_levels)]
     dims: dict[str, Any]
 
 
@@ -79,7 +99,7 @@ class GraphEntry(_Strict):
     onnx: FileName
     weights: FileName
     crops: int = Field(ge=1, le=64)
-    batch: tuple[int, int, int]  # least, optimal, most; equal when the batch is static
+    batch: Batch
     inputs: dict[str, tuple[str, list[int | str]]]
     outputs: dict[str, tuple[str, list[int | str]]]
 
@@ -90,8 +110,8 @@ class Parity(_Strict):
     graph: SceneName
     scene: SceneName
     precision: Precision
-    backend: str
-    backend_version: str
+    backend: Line
+    backend_version: Line
     crops: int
     max_abs: float
     mean_abs: float
@@ -100,14 +120,14 @@ class Parity(_Strict):
     order_flips: float | None  # share of pairs whose order differs
     gate_max: float
     passed: bool
-    note: str | None = None
+    note: Line | None = None
 
 
 class Golden(_Strict):
     """A small image whose crops and scores are known: the boot-time self-test."""
 
     file: FileName
-    licence: str
+    licence: Line
     crops_sha256: dict[SceneName, Sha256]  # of the uint8 crops of that scene's contract
     scores: dict[SceneName, float]  # by the PyTorch module in fp32
 
@@ -115,9 +135,9 @@ class Golden(_Strict):
 class Manifest(_Strict):
     """The whole bundle. Every file it needs is in ``files``; readers open nothing else."""
 
-    schema_version: int
-    created: str
-    tool: str
+    schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
+    created: Line
+    tool: Line
     checkpoint: CheckpointInfo
     scenes: list[SceneEntry] = Field(min_length=1)
     default_scene: SceneName
@@ -136,26 +156,26 @@ class EngineEntry(_Strict):
     """One TensorRT plan that this device, or another one, built from a graph of the bundle."""
 
     file: FileName
-    size: int
+    size: int = Field(ge=1)
     sha256: Sha256
     flavour: Literal["tensorrt", "tensorrt-rtx"]
-    version: str
-    compute_capabilities: list[str]  # e.g. ["8.6", "8.9"]; what the plan was compiled for
+    version: Line
+    compute_capabilities: list[Capability]  # e.g. ["8.6", "8.9"]; what the plan was compiled for
     graph: SceneName
     scenes: list[SceneName]
     precision: Precision
     onnx_sha256: Sha256
     weights_sha256: Sha256
-    batch: tuple[int, int, int]
+    batch: Batch
     options: dict[str, Any]
     log: FileName
     seconds: float
-    created: str
-    os: str
+    created: Line
+    os: Line
 
 
 class Engines(_Strict):
     """engines.json: replaced last, like the manifest, and never part of it."""
 
-    schema_version: int
+    schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
     engines: list[EngineEntry]

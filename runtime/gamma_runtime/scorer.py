@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Panel", "Result", "Score", "Scorer", "load", "load_panel"]
 
+_GENERATIONS = 10  # exports in a row that a reader follows before it gives up
 _Row: TypeAlias = "tuple[Floats, Floats] | GammaError"
 
 
@@ -289,7 +290,29 @@ def load_panel(
     check_scale(scale)
     if small not in ("refuse", "resize"):
         raise UsageError(f"small is 'refuse' or 'resize', not {small!r}")
-    opened = bundle if isinstance(bundle, Bundle) else open_bundle(Path(bundle))
+    if isinstance(bundle, Bundle):
+        return _panel(bundle, scenes, backend, precision, small, threads, scale)
+    opened = open_bundle(Path(bundle))
+    for _ in range(_GENERATIONS):
+        try:
+            return _panel(opened, scenes, backend, precision, small, threads, scale)
+        except GammaError:
+            newer = open_bundle(opened.folder)
+            if newer.sha256 == opened.sha256:
+                raise
+            opened = newer  # exported anew, twice, since we read the manifest: its files are gone
+    return _panel(opened, scenes, backend, precision, small, threads, scale)
+
+
+def _panel(
+    opened: Bundle,
+    scenes: Sequence[str],
+    backend: str,
+    precision: str | None,
+    small: str,
+    threads: int | None,
+    scale: str,
+) -> Panel:
     contract = dataclasses.replace(opened.contract(), small=small)
     wanted = tuple(dict.fromkeys(scenes)) or (opened.manifest.default_scene,)
     graphs: list[OpenGraph] = []

@@ -133,9 +133,7 @@ def _build_one(
     progress: Callable[[BuildProgress], None] | None,
 ) -> tuple[str, EngineEntry]:
     """The log's text and the entry of one plan, which lies in ``plan``."""
-    onnx = bundle.file(graph.onnx)
-    bundle.file(graph.weights)
-    spec = _spec(graph, onnx, plan, options)
+    spec = _spec(graph, bundle.graph_file(graph), plan, options)
 
     def tick(phase: str, fraction: float | None, elapsed: float, pid: int) -> None:
         if progress is not None:
