@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gamma_export.steps import Steps
-from gamma_runtime.cli import option
+from gamma_runtime.cli import option, printable
 from gamma_runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def export(
         True
     """
     from gamma_export.demo import demo_checkpoint
-    from gamma_export.publish import check_output, publish, staging
+    from gamma_export.publish import check_output, check_space, publish, staging
     from gamma_runtime.cli import require
     from gamma_training.checkpoint import build_model, read_checkpoint
 
@@ -120,16 +121,20 @@ def export(
     precisions, batch = _check(options)
     for module in ("torch", "onnx", "scipy"):
         require(module, "export")
-    with steps.step("checkpoint"):
-        path = demo_checkpoint() if checkpoint is None or str(checkpoint) == DEMO else Path(checkpoint).expanduser()
-        read = read_checkpoint(
-            path, prompts=options.prompts, licence=options.licence, expect_sha256=options.expect_sha256
-        )
-        model = build_model(read)
-    out = Path(out).expanduser().absolute()
-    check_output(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1), path)
-    plan = _plan(options, read, precisions, batch)
+    source = None if checkpoint is None or str(checkpoint) == DEMO else Path(os.path.expanduser(checkpoint))
+    out = Path(os.path.expanduser(out)).absolute()
+    check_output(out, source)
     with staging(out) as stage:
+        with steps.step("checkpoint"):
+            read = read_checkpoint(
+                source or demo_checkpoint(),
+                prompts=options.prompts,
+                licence=options.licence,
+                expect_sha256=options.expect_sha256,
+            )
+            model = build_model(read)
+        check_space(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1))
+        plan = _plan(options, read, precisions, batch)
         manifest = _build(stage, read, model, plan, options, steps)
         passed = all(row.passed for row in manifest.parity)
         if passed:
@@ -147,6 +152,8 @@ def export(
 
 
 def _check(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    from gamma_runtime import backends
+
     precisions = tuple(dict.fromkeys(p for part in options.precision for p in part.split(",") if p))
     if not precisions or set(precisions) - set(_PRECISIONS):
         raise UsageError(
@@ -156,8 +163,12 @@ def _check(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, int, int
         raise UsageError("--attention op is for fp16 and bf16: TensorRT-RTX has no fp32 kernel for it")
     if options.residual != "fp32" and set(precisions) - {"fp32", options.residual}:
         raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
+    for precision in precisions:
+        backends.choose(options.backend, precision)
     if options.gate is not None and not 0 < options.gate < 1:
         raise UsageError(f"--gate {options.gate} is not between 0 and 1")
+    if not 0 <= options.lock_timeout < float("inf"):
+        raise UsageError(f"--lock-timeout {options.lock_timeout} is not a number of seconds")
     try:
         numbers = [int(part) for part in options.batch.split(":")]
         least, optimal, most = numbers * 3 if len(numbers) == 1 else numbers
@@ -327,12 +338,12 @@ def _manifest(
     levels = [float(v) for v in checkpoint.state["score_level"]]
     info = CheckpointInfo(
         sha256=checkpoint.sha256,
-        file=checkpoint.path.name,
+        file=_line(checkpoint.path.name),
         kind=checkpoint.kind,
         prompts=checkpoint.prompts,
         prompts_assumed=checkpoint.prompts_assumed,
-        label=checkpoint.label,
-        licence=checkpoint.licence,
+        label=_line(checkpoint.label) if checkpoint.label else None,
+        licence=_line(checkpoint.licence) if checkpoint.licence else None,
         parameters=checkpoint.parameters,
         score_levels=levels,
         dims=checkpoint.dims.to_json(),
@@ -356,6 +367,11 @@ def _manifest(
         options=chosen,
         warnings=_warnings(checkpoint, plan),
     )
+
+
+def _line(text: str) -> str:
+    """As the manifest wants it: one line, no control characters."""
+    return printable(text)[:500]
 
 
 def _libraries() -> dict[str, str]:
