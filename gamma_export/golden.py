@@ -62,9 +62,9 @@ def _by_scene(model: Gamma, text: Tensor, scenes: Sequence[str], crops: dict[str
     """Mean score over each scene's crops [C, 224, 224, 3]; equal crops (scenes share working sizes) are scored once."""
     import torch
 
-    stacked = np.concatenate([crops[scene] for scene in scenes])
-    distinct, where = np.unique(stacked.reshape(len(stacked), -1), axis=0, return_inverse=True)
+    rows: dict[bytes, int] = {}  # np.unique(axis=0) would take seconds to sort rows of 150528 bytes
+    where = {scene: [rows.setdefault(crop.tobytes(), len(rows)) for crop in crops[scene]] for scene in scenes}
+    distinct = np.stack([np.frombuffer(crop, np.uint8) for crop in rows]).reshape(-1, *crops[scenes[0]].shape[1:])
     with torch.inference_mode():
-        scores = model.score(torch.from_numpy(distinct.reshape(-1, *stacked.shape[1:])), text).numpy()  # [D, K]
-    split = np.split(where.reshape(-1), np.cumsum([len(crops[scene]) for scene in scenes])[:-1])
-    return {scene: float(scores[rows, k].mean()) for k, (scene, rows) in enumerate(zip(scenes, split, strict=True))}
+        scores = model.score(torch.from_numpy(distinct), text).numpy()  # [D, K]
+    return {scene: float(scores[where[scene], k].mean()) for k, scene in enumerate(scenes)}

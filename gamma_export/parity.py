@@ -97,7 +97,11 @@ def verification_crops(photos: Sequence[Path]) -> Pixels:
 
 
 def reference(model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, steps: Steps) -> Reference:
-    """Score the crops with PyTorch in fp32, ``text`` [5 * K, embed] being the scenes' features in order."""
+    """Score the crops with PyTorch in fp32, ``text`` [5 * K, embed] being the scenes' features in order.
+
+    Raises:
+        InputError: a score is NaN or infinite.
+    """
     import torch
 
     made = []
@@ -106,7 +110,10 @@ def reference(model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, 
             part = crops[start : start + _TORCH_BATCH]
             made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
             tick(len(part))
-    return Reference(crops, np.concatenate(made), tuple(scenes))
+    scores = np.concatenate(made)
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise InputError(f"the checkpoint gives non-finite scores ({bad} of {scores.size})", hint="check its weights")
+    return Reference(crops, scores, tuple(scenes))
 
 
 def graph_scores(backend: Backend, least: int, crops: Pixels, steps: Steps, label: str) -> Scores:

@@ -6,61 +6,105 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gamma_runtime.bundle import MANIFEST
-from gamma_runtime.errors import OutputError
-from gamma_runtime.files import hash_file, locked, sweep_temporaries, sync_directory, write_atomically
+from gamma_runtime.bundle import ENGINES, MANIFEST, check_file, parse_manifest
+from gamma_runtime.errors import IntegrityError, OutputError
+from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked, sweep_temporaries, sync_directory, write_atomically
 
 if TYPE_CHECKING:
     from gamma_runtime.manifest import FileEntry, Manifest
 
-__all__ = ["add_file", "check_output", "publish", "staging"]
+__all__ = ["add_file", "check_output", "check_space", "publish", "staging"]
 
-_CONTENT_NAMED = re.compile(r"[a-z0-9][a-z0-9._-]*-[0-9a-f]{8}\.(onnx|bin|png|jpg|webp)")
+# Only what we write ourselves is ever swept: holiday-20240131.jpg is somebody's photo.
+_GENERATED = re.compile(
+    r"([a-z0-9][a-z0-9_-]*-(fp32|fp16|bf16)-[0-9a-f]{8}\.onnx"
+    r"|weights-(fp32|fp16|bf16)-[0-9a-f]{8}\.bin"
+    r"|golden-[0-9]{2}-[0-9a-f]{8}\.(png|jpg|webp))"
+)
+_ENGINE_FILES = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16)-trt[a-z0-9._-]*\.(plan|log)")
+_HINT = "choose another -o NAME.gamma"
+_TRIES = 3
 
 
-def check_output(out: Path, needed: int, checkpoint: Path | None) -> None:
-    """Refuse before any heavy work what cannot be written (hostile_inputs.md row 43).
+def check_output(out: Path, checkpoint: Path | None) -> None:
+    """Refuse before any heavy work what cannot be a bundle's place (hostile_inputs.md row 43).
 
     Raises:
-        OutputError: ``out`` is a file, a folder with other things in it, its parent is missing or not writable, or
-            fewer than ``needed`` bytes are free. Also if ``out`` is the checkpoint.
+        OutputError: ``out`` is a file, a folder with other things in it, or the checkpoint; its parent is missing or
+            not writable; or no file system takes such a name.
     """
-    hint = "choose another -o NAME.gamma"
-    if checkpoint is not None and out == checkpoint.absolute():
-        raise OutputError(f"{out}: output and checkpoint are the same path", hint=hint)
-    if out.exists() and not out.is_dir():
-        raise OutputError(f"{out}: exists and is not a folder", hint=hint)
-    if out.is_dir() and not (out / MANIFEST).exists():
-        strangers = [p.name for p in out.iterdir() if not p.name.startswith(".")]
-        if strangers:
-            raise OutputError(f"{out}: holds other things ({strangers[0]}, …) and no {MANIFEST}", hint=hint)
-    parent = out if out.is_dir() else out.parent
-    if not parent.is_dir():
-        raise OutputError(f"{parent}: no such folder", hint=f"mkdir -p {parent}")
+    try:
+        if checkpoint is not None and (out == checkpoint.absolute() or _same(out, checkpoint)):
+            raise OutputError(f"{out}: output and checkpoint are the same path", hint=_HINT)
+        if os.path.lexists(out) and not out.is_dir():
+            raise OutputError(f"{out}: exists and is not a folder", hint=_HINT)
+        if out.is_dir() and (stranger := _stranger(out)):
+            raise OutputError(f"{out}: holds other things ({stranger}); it is not a bundle", hint=_HINT)
+        parent = out if out.is_dir() else out.parent
+        if not parent.is_dir():
+            raise OutputError(f"{parent}: no such folder", hint=f"mkdir -p {shlex.quote(str(parent))}")
+    except (OSError, ValueError) as error:  # too long, or a NUL in it
+        raise OutputError(f"{out}: cannot be used ({error})", hint=_HINT) from error
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent}: not writable", hint="check the permissions, or choose another place")
-    free = shutil.disk_usage(parent).free
+
+
+def _same(out: Path, checkpoint: Path) -> bool:
+    return out.exists() and checkpoint.exists() and out.samefile(checkpoint)
+
+
+def _stranger(folder: Path) -> str | None:
+    """The first name that keeps a folder from being a bundle, or a bundle to be.
+
+    Our manifest makes it one, whatever lies beside it. A broken manifest does so if all else looks like ours: many
+    projects have a manifest.json of their own, and files with eight hex digits beside it.
+    """
+    manifest = folder / MANIFEST
+    if os.path.lexists(manifest):
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            return None if _is_ours(json.loads(manifest.read_bytes())) else MANIFEST
+    known = (MANIFEST, ENGINES, LOCK) if os.path.lexists(manifest) else (LOCK,)
+    for name in sorted(os.listdir(folder)):
+        ours = _GENERATED.fullmatch(name) or _ENGINE_FILES.fullmatch(name)
+        if not (name in known or name.startswith(TEMPORARY_PREFIX) or ours):
+            return name
+    return None
+
+
+def _is_ours(manifest: Any) -> bool:
+    return isinstance(manifest, dict) and {"schema_version", "graphs", "files"} <= set(manifest)
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse what will not fit.
+
+    Raises:
+        OutputError: fewer than ``needed`` bytes are free.
+    """
+    free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OutputError(f"{parent}: {free >> 20} MiB free, about {needed >> 20} MiB needed", hint="free some space")
+        raise OutputError(f"{folder}: {free >> 20} MiB free, about {needed >> 20} MiB needed", hint="free some space")
 
 
 @contextlib.contextmanager
 def staging(out: Path) -> Iterator[Path]:
     """A folder inside ``out`` for files under construction; gone afterwards, and so is ``out`` if nothing came of it.
 
+    What exporters that were killed left there more than an hour ago is swept.
+
     Raises:
         OutputError: it cannot be made.
     """
     existed = out.is_dir()
     try:
-        out.mkdir(exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".gamma-tmp-{os.getpid()}-", dir=out))
+        stage = _make_stage(out)
     except OSError as error:
         raise OutputError(
             f"{out}: cannot be made ({error.strerror})", hint="check the path and the permissions"
@@ -69,8 +113,29 @@ def staging(out: Path) -> Iterator[Path]:
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-        if not existed and not (out / MANIFEST).exists():
-            shutil.rmtree(out, ignore_errors=True)
+        if not existed:
+            _remove_if_empty(out)
+
+
+def _make_stage(out: Path) -> Path:
+    for attempt in range(_TRIES):
+        out.mkdir(exist_ok=True)
+        sweep_temporaries(out)
+        try:
+            return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=out))
+        except FileNotFoundError:  # another exporter failed just now and took its empty folder away
+            if attempt == _TRIES - 1:
+                raise
+    raise FileNotFoundError(out)
+
+
+def _remove_if_empty(out: Path) -> None:
+    """Undo our own mkdir, unless another exporter is at work there."""
+    with contextlib.suppress(OSError, OutputError):
+        if set(os.listdir(out)) <= {LOCK}:
+            with locked(out, 0):
+                (out / LOCK).unlink()  # who waits for it sees that it is gone
+                out.rmdir()
 
 
 def add_file(stage: Path, stem: str, suffix: str, content: bytes) -> FileEntry:
@@ -95,30 +160,56 @@ def publish(stage: Path, out: Path, manifest: Manifest, lock_timeout: float) -> 
     Raises:
         OutputError: another writer holds the lock, or the disk failed; the old bundle still stands.
     """
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+    parse_manifest(out / MANIFEST, json.loads(text))  # what no reader would take is not published
     with locked(out, lock_timeout):
-        sweep_temporaries(out)
         before = _names(out / MANIFEST)
+        moved: set[str] = set()
         try:
             for entry in manifest.files:
-                target = out / entry.name
-                if not (target.is_file() and not target.is_symlink() and hash_file(target) == entry.sha256):
-                    (stage / entry.name).replace(target)
+                if not _in_place(out, entry):
+                    moved.add(entry.name)
+                    (stage / entry.name).replace(out / entry.name)
             sync_directory(out)
-        except OSError as error:
-            raise OutputError(
-                f"{out}: cannot be written ({error})", hint="the old bundle is untouched; check the disk"
-            ) from error
-        text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(out / MANIFEST, (text + "\n").encode())
-        keep = before | {entry.name for entry in manifest.files}
-        for path in out.iterdir():
-            if path.name not in keep and _CONTENT_NAMED.fullmatch(path.name):
-                path.unlink(missing_ok=True)
+            write_atomically(out / MANIFEST, (text + "\n").encode())
+        except BaseException as error:
+            _remove(out, moved - before - _names(out / MANIFEST))  # the manifest may be the new one already
+            if isinstance(error, OSError):
+                raise OutputError(
+                    f"{out}: cannot be written ({error})", hint="the old bundle is untouched; check the disk"
+                ) from error
+            raise
+        with contextlib.suppress(OSError):
+            sync_directory(out.parent)
+        _remove(out, _generated(out) - before - {entry.name for entry in manifest.files})
+
+
+def _in_place(out: Path, entry: FileEntry) -> bool:
+    """Whether a reader would take the file that is there already."""
+    try:
+        check_file(out, entry)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _generated(out: Path) -> set[str]:
+    """Names of the graphs, weights and golden images of all generations."""
+    with contextlib.suppress(OSError):
+        return {name for name in os.listdir(out) if _GENERATED.fullmatch(name)}
+    return set()
+
+
+def _remove(out: Path, names: set[str]) -> None:
+    """A leftover is no reason to call a publication failed."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (out / name).unlink()
 
 
 def _names(manifest: Path) -> set[str]:
     """Files of the generation that is being replaced: a reader may still be opening them."""
     try:
         return {entry["name"] for entry in json.loads(manifest.read_bytes())["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()  # none, or broken: the new bundle takes its place

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gamma_export.export import DEMO, ExportOptions, ExportReport
-from gamma_runtime.cli import CommonOptions, log, option, out, run_command
+from gamma_runtime.cli import CommonOptions, log, option, out, quoted, run_command
 from gamma_runtime.errors import EXIT_GATE, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def export_command(options: ExportCommand) -> int:
 
     engine_options = _engine_options(options)
     source = options.checkpoint or Path(DEMO)
-    target = options.out or Path(source.name).with_suffix(".gamma")
+    target = options.out or Path(f"{source.stem or 'photo'}.gamma")
     library = ExportOptions(**{f.name: getattr(options, f.name) for f in dataclasses.fields(ExportOptions)})
     report = export(source, target, library, steps=Steps(options.quiet))
     for warning in report.warnings:
@@ -56,7 +55,7 @@ def export_command(options: ExportCommand) -> int:
         log(f"error: gate not met; nothing was published, {report.bundle} is as it was")
         log("hint: --precision fp32 or bf16, or look at the rows marked FAIL")
         return EXIT_GATE
-    log(f"next: gamma-run {shlex.quote(str(target))} PHOTOS")
+    log(f"next: gamma-run {quoted(target)} PHOTOS")
     return EXIT_OK
 
 

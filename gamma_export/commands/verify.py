@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gamma_runtime.cli import CommonOptions, log, option, out, run_command
+from gamma_runtime.cli import CommonOptions, log, option, out, quoted, run_command
 from gamma_runtime.errors import EXIT_GATE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def verify_command(options: VerifyOptions) -> int:
         log("error: gate not met")
         log("hint: the rows marked FAIL say which stage drifted")
         return EXIT_GATE
-    log(f"next: gamma-run {shlex.quote(str(options.bundle))} PHOTOS")
+    log(f"next: gamma-run {quoted(options.bundle)} PHOTOS")
     return EXIT_OK
 
 

@@ -6,7 +6,10 @@ Results go to stdout, the log to stderr, and errors become the exit codes of `ga
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -16,9 +19,11 @@ from typing import Any, TypeVar
 
 from gamma_runtime.errors import EXIT_BUG, EnvironmentFault, GammaError, OutputError
 
-__all__ = ["CommonOptions", "log", "option", "out", "printable", "require", "run_command"]
+__all__ = ["CommonOptions", "log", "option", "out", "printable", "quoted", "require", "run_command"]
 
 T = TypeVar("T")
+# How torch, ONNX Runtime, OpenVINO and the C++ library say it; their exceptions are RuntimeErrors.
+_NO_MEMORY = ("can't allocate memory", "Failed to allocate memory", "bad_alloc", "annot allocate memory")
 _EXTRAS_HINT = "pip install 'gamma-edge[{extra}]'"
 
 
@@ -60,14 +65,20 @@ def out(text: str) -> None:
 
 
 def log(text: str) -> None:
-    """Write one line for people to stderr."""
-    sys.stderr.write(text + "\n")
+    """Write one line for people to stderr, or a few; names in it cannot write to the terminal what they like."""
+    sys.stderr.write("\n".join(printable(line) for line in text.expandtabs().split("\n")) + "\n")
     sys.stderr.flush()
 
 
 def printable(text: str) -> str:
     r"""Text that is safe on a terminal: control characters and undecodable bytes become escapes (``\n``)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def quoted(path: str | os.PathLike[str]) -> str:
+    """A path as one can paste it into a shell: never a flag, never two words."""
+    text = printable(os.fspath(path))
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def require(module: str, extra: str) -> Any:
@@ -171,6 +182,8 @@ def run_command(
         out(f"{prog} {__version__}")
         return 0
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     debug = "--debug" in arguments
     try:
         options = parse(options_type, arguments, prog, (function.__doc__ or "").strip())
@@ -180,17 +193,28 @@ def run_command(
     except KeyboardInterrupt:
         log("interrupted")
         return 128 + signal.SIGINT
-    except MemoryError as error:
-        return _report(EnvironmentFault(f"out of memory ({error})", hint="close other programs or add swap"), debug)
     except BrokenPipeError:  # the reader of a pipe went away: `gamma-run … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except OSError as error:
-        return _report(OutputError(f"{error}", hint="check the path, the permissions and the free space"), debug)
-    except Exception:
+    except Exception as error:
+        if known := _known(error):
+            return _report(known, debug)
         traceback.print_exc()
         log(f"{prog}: this is a bug in gamma-edge; please report it with the lines above")
         return EXIT_BUG
+
+
+def _known(error: Exception) -> GammaError | None:
+    """What the machine refused: memory, file handles, disk. None for a bug of ours."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.EMFILE, errno.ENFILE):
+        return EnvironmentFault(text, hint="too many open files: raise ulimit -n")
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
+        return EnvironmentFault(f"out of memory ({text[:300]})", hint="close other programs or add swap")
+    if isinstance(error, OSError):
+        return OutputError(text, hint="check the path, the permissions and the free space")
+    return None
 
 
 def _report(error: GammaError, debug: bool) -> int:

@@ -120,7 +120,7 @@ def test_scale_and_small(bundle: str, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_score_that_is_not_finite_is_an_error_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(tmp_path / "t.gamma", Tiny(dark_is_nan=True))
     (tmp_path / "dark.png").write_bytes(encode(photo() // 100, "PNG"))
-    assert main([str(bundle.folder), str(tmp_path / "dark.png"), "--json", "--threads", "1"]) == 3
+    assert main([str(bundle.folder), str(tmp_path / "dark.png"), "--json", "--threads", "1"]) == 7
     text = capsys.readouterr().out
     assert "NaN" not in text.replace("values are NaN", "")
     assert lines(text)[0]["score"] is None

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gamma_runtime.contract import CROP
-from gamma_runtime.errors import InputError, UsageError
+from gamma_runtime.errors import EXIT_GATE, InputError, UsageError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -25,7 +25,9 @@ Shape: TypeAlias = tuple[int | None, ...]  # None is a range
 
 
 class NonFiniteError(InputError):
-    """The graph gave NaN or infinity: never a score (hostile_inputs.md row 25)."""
+    """The graph gave NaN or infinity: never a score; its exit code is that of a gate (hostile_inputs.md row 25)."""
+
+    exit_code = EXIT_GATE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gamma_runtime.cli import CommonOptions, log, option, out, printable, run_command
+from gamma_runtime.cli import CommonOptions, log, option, out, printable, quoted, run_command
 from gamma_runtime.errors import EXIT_OK, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -88,18 +88,12 @@ def run(options: RunOptions) -> int:
     with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale) as panel:
         if not o.quiet:
             _announce(panel)
-        failed, total = _write(panel, o)
+        failed, total, code = _write(panel, o)
     if failed:
         log(f"{failed} of {total} images could not be scored")
     if not o.quiet:
-        log(f"next: gamma-verify {_quoted(o.bundle)}")
-    return InputError.exit_code if failed else EXIT_OK
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(printable(str(path)))
+        log(f"next: gamma-verify {quoted(o.bundle)}")
+    return code
 
 
 def _announce(panel: Panel) -> None:
@@ -108,15 +102,18 @@ def _announce(panel: Panel) -> None:
     log(f"{', '.join(panel.scenes)} on {panel.backend_name}{note}")
 
 
-def _write(panel: Panel, options: RunOptions) -> tuple[int, int]:
-    """Score everything and write it; the number of images that failed, and of all."""
+def _write(panel: Panel, options: RunOptions) -> tuple[int, int, int]:
+    """Score everything and write it; the number of images that failed, of all, and the highest exit code."""
     failed = total = 0
+    code = EXIT_OK
     table: list[dict[str, Any]] = []
     if options.csv:
         out(_csv_line(_COLUMNS))
     for result in _progress(_results(panel, options), options.quiet):
         total += 1
-        failed += result.error is not None
+        if result.error is not None:
+            failed += 1
+            code = max(code, result.error.exit_code)
         records = list(_records(result, panel.scenes))
         if options.json:
             for record in records:
@@ -129,7 +126,7 @@ def _write(panel: Panel, options: RunOptions) -> tuple[int, int]:
         sys.stdout.flush()
     if not (options.json or options.csv):
         _print_table(table, panel)
-    return failed, total
+    return failed, total, code
 
 
 def _results(panel: Panel, options: RunOptions) -> Iterator[Result]:
