@@ -40,7 +40,7 @@ def demo_checkpoint(folder: Path | None = None) -> Path:
             raise OutputError(f"{path.parent}: cannot be made ({error.strerror})", hint="set XDG_CACHE_HOME") from error
         dims = smaller(FULL_SIZE, width=192, layers=6, first_moae=3)
         model, _, _ = conditioned_model(dims, _SEED, logit_scale=_SOFT_LOGITS)
-        write_authors(path, model.state_dict(), label=LABEL)
+        write_authors(path, model.state_dict(), label=LABEL, prompts="sdp")
     return path
 
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from gamma_runtime.errors import InputError, IntegrityError, OutputError
-from gamma_runtime.files import hash_file, temporary_beside, write_atomically
+from gamma_runtime.errors import InputError, IntegrityError, OutputError, UsageError
+from gamma_runtime.files import hash_file, sync_directory, temporary_beside, write_atomically
 from gamma_training.dims import GammaDims, dims_of
-from gamma_training.intake import clean_tensors, odd_tensors, read_safetensors, read_torch
+from gamma_training.intake import (
+    check_file,
+    clean_tensors,
+    is_safetensors,
+    odd_tensors,
+    read_safetensors,
+    read_torch,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,10 +34,15 @@ __all__ = ["Checkpoint", "build_model", "read_checkpoint", "write_authors", "wri
 Prompts = Literal["sdp", "plain"]
 Kind = Literal["authors", "safetensors", "base-clip"]
 _FORMAT = "gamma-edge checkpoint"
-_LABEL_KEY = "gamma_edge"  # beside `params` in a .pth that we wrote: {"label": "untrained", ...}
+_NOTE_KEY = "gamma_edge"  # beside `params` in a .pth that we wrote: {"label": "untrained", ...}
 _WRAPPERS = ("params", "params_ema", "state_dict")
+_MODULE = "module."  # DataParallel's prefix
+_BASE_MARK = "visual.conv1.weight"  # a base CLIP's names have no `clip_model.`
 _BASE_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
+_MAX_CONFIG = 2**20  # bytes
+_MAX_TEXT = 300  # characters of a label or licence
 _LISTED = 10
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +76,11 @@ def read_checkpoint(
         prompts: which prompts it was trained with. The authors' files do not say; ``None`` takes what our own config
             says, else assumes ``sdp`` and records that it was assumed.
         licence: recorded in the manifest; our own config's by default.
-        expect_sha256: refuse any other file.
+        expect_sha256: 64 hex digits; any other file is refused before it is parsed.
 
     Raises:
         InputError: not a usable checkpoint. IntegrityError: holds code, or not the file that was expected.
+        UsageError: ``expect_sha256`` is not a digest.
 
     Example:
         >>> checkpoint = read_checkpoint("gamma_weight.pth", prompts="sdp")
@@ -72,33 +88,34 @@ def read_checkpoint(
         3
     """
     path = Path(path)
-    config: dict[str, Any] = {}
-    if path.suffix == ".safetensors":
+    safetensors = is_safetensors(path, check_file(path))
+    config = _read_config(path) if safetensors else {}
+    digest = _checked_digest(path, expect_sha256, config)
+    warnings: list[str] = []
+    if safetensors:
         raw: dict[str, Any] = dict(read_safetensors(path))
-        config = _read_config(path)
     else:
         raw, config = _unwrap(path, read_torch(path))
-    digest = hash_file(path)
-    _check_digest(path, digest, expect_sha256, config)
-    raw = _strip_module(raw)
-    tensors = clean_tensors(path, raw, skip=_BASE_ONLY)
-    kind: Kind = "safetensors" if path.suffix == ".safetensors" else "authors"
-    if "visual.conv1.weight" in tensors:
+    raw = _plain_names(raw, warnings)
+    tensors = clean_tensors(path, raw)
+    kind: Kind = "safetensors" if safetensors else "authors"
+    if _BASE_MARK in tensors:
         from gamma_training.initialise import gamma_from_clip
 
         tensors, kind = gamma_from_clip(path, tensors), "base-clip"
     dims = _checked_dims(path, tensors, config)
+    said = config.get("prompts")
     return Checkpoint(
         path=path,
         sha256=digest,
         kind=kind,
         dims=dims,
         state=tensors,
-        prompts=prompts or config.get("prompts", "sdp"),
-        prompts_assumed=prompts is None and "prompts" not in config,
+        prompts=prompts or said or "sdp",
+        prompts_assumed=not (prompts or said),
         label="untrained experts and adapter" if kind == "base-clip" else config.get("label"),
         licence=licence or config.get("licence"),
-        warnings=tuple(odd_tensors(tensors)),
+        warnings=(*warnings, *odd_tensors(tensors)),
     )
 
 
@@ -115,102 +132,186 @@ def build_model(checkpoint: Checkpoint) -> Gamma:
 
 
 def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The state dict inside a .pth, and our label when we wrote it."""
-    config: dict[str, Any] = {}
-    if isinstance(loaded, Mapping):
-        found = loaded.get(_LABEL_KEY)
-        config = dict(found) if isinstance(found, Mapping) else {}
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
-        if all(isinstance(key, str) for key in inner):
-            return dict(inner), config
-    raise InputError(
-        f"{path}: holds a {type(loaded).__name__}, not named tensors",
-        hint="expected {'params': state_dict} or a bare state dict",
-    )
+    """The state dict inside a .pth, and our note when we wrote it."""
+    hint = "expected {'params': state_dict} or a bare state dict"
+    if not isinstance(loaded, Mapping):
+        raise InputError(f"{path}: holds a {type(loaded).__name__}, not named tensors", hint=hint)
+    inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), loaded)
+    if odd := [key for key in inner if not isinstance(key, str)]:
+        raise InputError(f"{path}: {len(odd)} keys are not names, such as {shown(repr(odd[0]))}", hint=hint)
+    note = loaded.get(_NOTE_KEY, {})
+    if not isinstance(note, Mapping):
+        raise InputError(f"{path}: {_NOTE_KEY} is a {type(note).__name__}, expected a mapping")
+    return dict(inner), _checked_config(path, {key: note.get(key) for key in ("label", "licence", "prompts")})
 
 
-def _strip_module(raw: dict[str, Any]) -> dict[str, Any]:
-    """DataParallel's prefix, when every name carries it."""
-    if raw and all(name.startswith("module.") for name in raw):
-        return {name.removeprefix("module."): value for name, value in raw.items()}
+def _plain_names(raw: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
+    """Without DataParallel's prefix, when every name carries it, and without a base CLIP's three plain numbers."""
+    if raw and all(name.startswith(_MODULE) for name in raw):
+        raw = {name.removeprefix(_MODULE): value for name, value in raw.items()}
+        warnings.append(f"the prefix {_MODULE!r} was dropped from every tensor's name")
+    if _BASE_MARK in raw:
+        return {name: value for name, value in raw.items() if name not in _BASE_ONLY}
     return raw
 
 
-def _check_digest(path: Path, digest: str, expected: str | None, config: Mapping[str, Any]) -> None:
+def _checked_digest(path: Path, expected: str | None, config: Mapping[str, Any]) -> str:
+    """SHA-256 of the file, compared before any parser sees it."""
+    if expected is not None and not _SHA256.fullmatch(expected):
+        raise UsageError(
+            f"{shown(expected)!r} is not a SHA-256 digest", hint="64 hexadecimal digits, as sha256sum prints"
+        )
+    try:
+        digest = hash_file(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     for source, wanted in (("--expect-sha256", expected), ("its config", config.get("weights_sha256"))):
         if wanted and wanted.lower() != digest:
             raise IntegrityError(
                 f"{path}: sha256 {digest[:16]}… is not {wanted[:16]}… given by {source}", hint="fetch the file again"
             )
+    return digest
 
 
 def _checked_dims(path: Path, tensors: dict[str, Tensor], config: Mapping[str, Any]) -> GammaDims:
     """Dimensions from the shapes; then every name and shape must be exactly those of such a model."""
-    from gamma_training.model import expected_shapes
-
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
         dims = dims_of(shapes)
+        _check_config_dims(dims, config)
+        _check_shapes(dims, shapes)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
-    if "dims" in config and GammaDims.from_json(config["dims"]) != dims:
-        raise InputError(
-            f"{path}: looks like {dims}, its config says {config['dims']}",
-            hint="config and weights belong to different models",
-        )
-    expected = expected_shapes(dims)
-    if missing := [name for name in expected if name not in shapes]:
-        raise InputError(f"{path}: {len(missing)} tensors missing: {_names(missing)}")
-    if unexpected := [name for name in shapes if name not in expected]:
-        raise InputError(f"{path}: {len(unexpected)} unexpected tensors: {_names(unexpected)}")
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise InputError(f"{path}: {name} has shape {list(shapes[name])}, expected {list(shape)}")
     return dims
 
 
+def _check_config_dims(dims: GammaDims, config: Mapping[str, Any]) -> None:
+    if not config.get("dims"):
+        return
+    found, said = _flat(dims.to_json()), _flat(config["dims"])
+    if odd := [key for key in {**found, **said} if found.get(key) != said.get(key)]:
+        listed = ", ".join(f"{shown(key)}={found.get(key)} (config: {shown(said.get(key))})" for key in odd[:_LISTED])
+        raise InputError(f"looks like {listed}", hint="config and weights belong to different models")
+
+
+def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
+    """One level of nesting, dotted: {"vision": {"width": 64}} -> {"vision.width": 64}."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value})
+    return flat
+
+
+def _check_shapes(dims: GammaDims, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    from gamma_training.model import expected_shapes
+
+    expected = expected_shapes(dims)
+    like = (
+        f"by its shapes vision {dims.vision.width}x{dims.vision.layers}, text {dims.text.width}x{dims.text.layers},"
+        f" {dims.vision.experts} experts from block {dims.vision.first_moae} on"
+    )
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    if missing or unexpected:
+        parts = [
+            f"{len(names)} {what}: {_names(names)}"
+            for what, names in (("missing", missing), ("unexpected", unexpected))
+            if names
+        ]
+        raise InputError(f"other tensors than a Gamma has; {'; '.join(parts)}", hint=f"it looks like a Gamma, {like}")
+    if wrong := [name for name, shape in expected.items() if shapes[name] != shape]:
+        name = wrong[0]
+        raise InputError(
+            f"{name} has shape {list(shapes[name])}, expected {list(expected[name])} ({len(wrong)} tensors differ)",
+            hint=f"it looks like a Gamma, {like}",
+        )
+
+
 def _names(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
+    return ", ".join(shown(name) for name in names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     config = path.with_suffix(".json")
+    check_file(config, _MAX_CONFIG)
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config}: the config beside the weights cannot be read ({error})") from error
+        raise InputError(f"{config}: the config beside the weights cannot be read ({shown(error)})") from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("version") != 1:
         raise InputError(f"{config}: not a '{_FORMAT}' config of version 1")
-    if data.get("prompts") not in ("sdp", "plain"):
-        raise InputError(f"{config}: prompts is {data.get('prompts')!r}, expected 'sdp' or 'plain'")
+    if data.get("prompts") is None:
+        raise InputError(f"{config}: prompts is missing, expected 'sdp' or 'plain'")
+    return _checked_config(config, data)
+
+
+def _checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Values that are used later have their types; None is as good as absent."""
+    if data.get("prompts") not in (None, "sdp", "plain"):
+        raise InputError(f"{path}: prompts is {shown(repr(data['prompts']))}, expected 'sdp' or 'plain'")
+    for key in ("label", "licence"):
+        value = data.get(key)
+        if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT):
+            raise InputError(
+                f"{path}: {key} is {shown(repr(value))}, expected one line of up to {_MAX_TEXT} characters"
+            )
+    digest = data.get("weights_sha256")
+    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
+        raise InputError(f"{path}: weights_sha256 is {shown(repr(digest))}, expected 64 hexadecimal digits")
+    if not isinstance(data.get("dims") or {}, dict):
+        raise InputError(f"{path}: dims is {shown(repr(data['dims']))}, expected an object")
     return data
 
 
+def _ordered(state: Mapping[str, Tensor]) -> tuple[GammaDims, OrderedDict[str, Tensor]]:
+    """Float32 CPU tensors in the authors' order, each with a storage of its own size."""
+    from gamma_training.model import expected_shapes
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    dims = dims_of(shapes)
+    _check_shapes(dims, shapes)
+    made: OrderedDict[str, Tensor] = OrderedDict()
+    for name in expected_shapes(dims):
+        tensor = state[name].detach().float().cpu().contiguous()
+        whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+        made[name] = tensor if whole else tensor.clone()  # a slice would drag its whole storage into the file
+    return dims, made
+
+
 def write_authors(
-    path: Path, state: Mapping[str, Tensor], *, label: str | None = None, prompts: Prompts = "sdp"
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    label: str | None = None,
+    prompts: Prompts | None = None,
+    licence: str | None = None,
 ) -> None:
     """Write the authors' layout: a dict with one key `params` -> ordered dict of float32 CPU tensors, in their order.
 
-    A ``label`` such as ``untrained`` goes beside it under ``gamma_edge``; the authors' loader ignores that key.
+    What is known of ``label`` (such as ``untrained``), ``prompts`` and ``licence`` goes beside it under ``gamma_edge``;
+    the authors' loader ignores that key.
 
     Raises:
-        OutputError: the file cannot be written; an old one is untouched.
+        InputError: ``state`` is not a whole Gamma. OutputError: the file cannot be written; an old one is untouched.
     """
     import torch
 
-    from gamma_training.model import expected_shapes
-
-    order = expected_shapes(dims_of({name: tuple(t.shape) for name, t in state.items()}))
-    content: dict[str, Any] = {"params": OrderedDict((name, state[name].detach().float().cpu()) for name in order)}
-    if label:
-        content[_LABEL_KEY] = {"label": label, "prompts": prompts}
+    content: dict[str, Any] = {"params": _ordered(state)[1]}
+    note = {"label": label, "prompts": prompts, "licence": licence}
+    if any(note.values()):
+        content[_NOTE_KEY] = _checked_config(path, {key: value for key, value in note.items() if value})
     try:
         with temporary_beside(path) as temporary:
             with temporary.open("wb") as stream:  # torch refuses hidden file names
                 torch.save(content, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
             temporary.replace(path)
+        sync_directory(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
-        raise OutputError(f"{path}: cannot be written ({error})") from error
+        raise OutputError(
+            f"{path}: cannot be written ({error})", hint="check the free space and the permissions"
+        ) from error
 
 
 def write_safetensors(
@@ -219,24 +320,32 @@ def write_safetensors(
     """Write our own layout: ``NAME.safetensors`` and ``NAME.json`` (dimensions, prompts, label, licence, digest).
 
     Raises:
-        OutputError: cannot be written. The config is replaced last, and its digest tells a torn pair.
+        InputError: ``state`` is not a whole Gamma. OutputError: cannot be written. The config is replaced last, and
+            its digest tells a torn pair.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
-    try:
-        with temporary_beside(path) as temporary:
-            save_file(tensors, temporary)
-            temporary.replace(path)
-    except Exception as error:  # safetensors raises its own class for I/O errors
-        raise OutputError(f"{path}: cannot be written ({error})") from error
+    dims, tensors = _ordered(state)
     config = {
         "format": _FORMAT,
         "version": 1,
-        "dims": dims_of({name: tuple(t.shape) for name, t in state.items()}).to_json(),
+        "dims": dims.to_json(),
         "prompts": prompts,
         "label": label,
         "licence": licence,
-        "weights_sha256": hash_file(path),
     }
+    _checked_config(path.with_suffix(".json"), config)
+    try:
+        with temporary_beside(path) as temporary:
+            save_file(tensors, temporary)
+            temporary.chmod(0o644)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            config["weights_sha256"] = hash_file(temporary)
+            temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error})", hint="check the free space and the permissions"
+        ) from error
     write_atomically(path.with_suffix(".json"), (json.dumps(config, indent=1) + "\n").encode())

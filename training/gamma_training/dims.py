@@ -10,10 +10,15 @@ from typing import Any
 
 from gamma_runtime.errors import InputError
 
-__all__ = ["FULL_SIZE", "GammaDims", "TowerDims", "dims_of"]
+__all__ = ["FULL_SIZE", "GammaDims", "TowerDims", "dims_of", "is_trained"]
 
 HEAD_WIDTH = 64  # CLIP's: heads = width / 64, never stored in a checkpoint (model.md 1.1)
-_BLOCK = r"transformer\.resblocks\.(\d+)\."
+IMAGE = 224  # pixels: the contract's crops, and the only size at which the position table is used as it is (1.5)
+VOCABULARY = 49408  # of CLIP's tokeniser, the only one there is here
+LEVELS = 5  # bad to perfect
+MAX_BLOCKS, MAX_EXPERTS = 128, 64  # far beyond any Gamma; bounds the work that a hostile list of names can ask for
+_BLOCK = r"transformer\.resblocks\.([0-9]{1,6})\.(?:mlp\.experts\.expert_([^.]+)\.)?"
+_TRAINED = re.compile(r"score_level$|adapter\.|clip_model\..*\.mlp\.(?:scale$|experts\.|gating\.)")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,13 +41,13 @@ class GammaDims:
 
     vision: TowerDims
     text: TowerDims
-    image: int = 224
+    image: int = IMAGE
     patch: int = 16
     embed: int = 512
     adapter: int = 256
     context: int = 77
-    vocabulary: int = 49408
-    levels: int = 5
+    vocabulary: int = VOCABULARY
+    levels: int = LEVELS
 
     @property
     def tokens(self) -> int:
@@ -66,22 +71,33 @@ FULL_SIZE = GammaDims(
 )
 
 
+def is_trained(name: str) -> bool:
+    """Whether the authors train this tensor (score levels, adapter, experts, gates, scales) or freeze it.
+
+    Example:
+        >>> is_trained("clip_model.visual.transformer.resblocks.6.mlp.useful_experts.c_fc.weight")
+        False
+    """
+    return _TRAINED.match(name) is not None
+
+
 def dims_of(shapes: Shapes) -> GammaDims:
     """Read the dimensions from a state dict's shapes, in the authors' names (``clip_model.…``).
 
     Raises:
-        InputError: a tensor that decides a dimension is missing or has the wrong rank, or the shapes contradict
-            each other.
+        InputError: a tensor that decides a dimension is missing or has the wrong rank, the shapes contradict each
+            other, or the model takes other images, words or levels than this toolkit has.
     """
     width, _, patch, _ = _shape(shapes, "clip_model.visual.conv1.weight", 4)
     tokens, _ = _shape(shapes, "clip_model.visual.positional_embedding", 2)
     context, text_width = _shape(shapes, "clip_model.positional_embedding", 2)
     vocabulary, _ = _shape(shapes, "clip_model.token_embedding.weight", 2)
+    (levels,) = _shape(shapes, "score_level", 1)
     grid = math.isqrt(max(tokens - 1, 0))
-    if grid == 0 or grid * grid != tokens - 1 or patch == 0:
-        raise InputError(
-            f"clip_model.visual.positional_embedding: {tokens} tokens are not a class token and a square grid"
-        )
+    _expect("clip_model.visual.positional_embedding", "tokens", tokens, 1 + grid * grid, "a class token and a square")
+    _expect("clip_model.visual.positional_embedding", "pixels a side", grid * patch, IMAGE, "the crops' size")
+    _expect("clip_model.token_embedding.weight", "words", vocabulary, VOCABULARY, "CLIP's vocabulary")
+    _expect("score_level", "levels", levels, LEVELS, "bad, poor, fair, good, perfect")
     return GammaDims(
         vision=_tower(shapes, "clip_model.visual.", width),
         text=_tower(shapes, "clip_model.", text_width),
@@ -91,7 +107,7 @@ def dims_of(shapes: Shapes) -> GammaDims:
         adapter=_shape(shapes, "adapter.fc.0.weight", 2)[0],
         context=context,
         vocabulary=vocabulary,
-        levels=_shape(shapes, "score_level", 1)[0],
+        levels=levels,
     )
 
 
@@ -106,27 +122,33 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     return shapes[name]
 
 
+def _expect(name: str, unit: str, found: int, expected: int, meaning: str) -> None:
+    if found != expected:
+        raise InputError(f"{name}: {found} {unit}, expected {expected} ({meaning})")
+
+
 def _tower(shapes: Shapes, prefix: str, width: int) -> TowerDims:
-    if width % HEAD_WIDTH:
+    if width % HEAD_WIDTH or not width:
         raise InputError(
             f"{prefix}*: width {width} is not a multiple of {HEAD_WIDTH}, so the number of heads is unknown"
         )
     pattern = re.compile(re.escape(prefix) + _BLOCK)
-    blocks = {int(m[1]) for name in shapes if (m := pattern.match(name))}
+    blocks: dict[int, set[str]] = {}  # number -> its experts' names
+    for match in filter(None, map(pattern.match, shapes)):
+        blocks.setdefault(int(match[1]), set()).update(filter(None, [match[2]]))
     layers = len(blocks)
-    if blocks != set(range(layers)) or not layers:
-        raise InputError(f"{prefix}transformer: blocks {sorted(blocks)[:20]} are not numbered from 0 without gaps")
-    counts = [_experts(shapes, f"{prefix}transformer.resblocks.{i}.mlp.experts.expert_") for i in range(layers)]
-    first = next((i for i, count in enumerate(counts) if count), layers)
-    if len(set(counts[first:])) > 1:
+    if not 1 <= layers <= MAX_BLOCKS or set(blocks) != set(range(layers)):
         raise InputError(
-            f"{prefix}transformer: adaptive experts per block are {counts}; expected none, then one number to the end"
+            f"{prefix}transformer: {layers} blocks, {sorted(blocks)[:20]}; expected 1 to {MAX_BLOCKS},"
+            " numbered from 0 without gaps"
+        )
+    counts = [len(blocks[i]) for i in range(layers)]
+    first = next((i for i, count in enumerate(counts) if count), layers)
+    if len(set(counts[first:])) > 1 or counts[-1] > MAX_EXPERTS:
+        raise InputError(
+            f"{prefix}transformer: adaptive experts per block are {counts}; expected none, then one number up to"
+            f" {MAX_EXPERTS} to the end"
         )
     shared = "mlp.c_fc.weight" if first > 0 else "mlp.useful_experts.c_fc.weight"
     hidden = _shape(shapes, f"{prefix}transformer.resblocks.0.{shared}", 2)[0]
     return TowerDims(width, hidden, layers, width // HEAD_WIDTH, first, counts[-1])
-
-
-def _experts(shapes: Shapes, prefix: str) -> int:
-    found = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
-    return len(found)

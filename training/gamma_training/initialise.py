@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from gamma_training.model import Gamma
 
-__all__ = ["condition", "gamma_from_clip", "random_state"]
+__all__ = ["condition", "gamma_from_clip", "random_state", "smaller"]
 
 FIRST_MOAE, EXPERTS, ADAPTER, SEED = 6, 3, 256, 123  # the authors' settings (model.md 1.2 and 3)
-_MLP = re.compile(r"((?:visual\.)?transformer\.resblocks\.(\d+)\.mlp\.)(c_(?:fc|proj)\.(?:weight|bias))$")
+_MLP = re.compile(r"((?:visual\.)?transformer\.resblocks\.([0-9]{1,6})\.mlp\.)(c_(?:fc|proj)\.(?:weight|bias))$")
 _ROUNDED = re.compile(r"(conv1|c_fc|c_proj|out_proj|in_proj)[._](weight|bias)$|(^|\.)(proj|text_projection)$")
 
 
@@ -31,20 +31,17 @@ def gamma_from_clip(path: Path, clip: dict[str, Tensor]) -> dict[str, Tensor]:
     shared and adaptive experts are copies of the block's MLP, scale is 0, gates, adapter and score levels are fresh.
 
     Raises:
-        InputError: fewer blocks than the first MoAE block needs, or an embedding that the adapter does not fit.
+        InputError: no ViT, fewer blocks than the first MoAE block needs, or a weight that float16 cannot hold.
     """
     import torch
 
-    blocks = {m[2] for name in clip if (m := _MLP.match(name))}
-    if len(blocks) <= FIRST_MOAE or "visual.proj" not in clip:
-        raise InputError(
-            f"{path}: a CLIP with {len(blocks)} blocks and no room for MoAE from block {FIRST_MOAE} on",
-            hint="expected a ViT-B/16 state dict",
-        )
+    _check_clip(path, clip)
     generator = torch.Generator().manual_seed(SEED)
     state: dict[str, Tensor] = {"score_level": torch.tensor((0.2, 0.4, 0.6, 0.8, 1.0))}
     for name, tensor in clip.items():
         value = tensor.half().float() if _ROUNDED.search(name) else tensor
+        if value is not tensor and not bool(torch.isfinite(value).all()):
+            raise InputError(f"{path}: {name} has values beyond float16's 65504, to which CLIP's weights are rounded")
         match = _MLP.match(name)
         if match is None or int(match[2]) < FIRST_MOAE:
             state[f"clip_model.{name}"] = value
@@ -60,6 +57,19 @@ def gamma_from_clip(path: Path, clip: dict[str, Tensor]) -> dict[str, Tensor]:
     state["adapter.fc.0.weight"] = _uniform((ADAPTER, embed), embed, generator)
     state["adapter.fc.2.weight"] = _uniform((embed, ADAPTER), ADAPTER, generator)
     return state
+
+
+def _check_clip(path: Path, clip: dict[str, Tensor]) -> None:
+    """What `gamma_from_clip` itself relies on; every name and shape is checked afterwards, on the whole Gamma."""
+    hint = "expected a ViT-B/16 state dict"
+    blocks = {m[2] for name in clip if (m := _MLP.match(name))}
+    if len(blocks) <= FIRST_MOAE or "visual.proj" not in clip:
+        raise InputError(
+            f"{path}: a CLIP with {len(blocks)} blocks and no room for MoAE from block {FIRST_MOAE} on", hint=hint
+        )
+    for name, tensor in clip.items():
+        if tensor.dim() != 2 and (name == "visual.proj" or name.endswith("mlp.c_fc.weight")):
+            raise InputError(f"{path}: {name} has shape {list(tensor.shape)}, expected 2 dimensions", hint=hint)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: Generator) -> Tensor:
@@ -144,6 +154,8 @@ def condition(model: Gamma, crops: np.ndarray, text: Tensor) -> float:
         visual.ln_post.bias.sub_(centred.mean(0))
         features = (centred - centred.mean(0)) @ visual.proj
         axis = torch.linalg.svd(features, full_matrices=False).Vh[0]
+        along = features @ axis
+        axis = axis * along[along.abs().argmax()].sign()  # the sign of an axis is LAPACK's whim; the same everywhere
         wanted = text[-1] - text[0]
         visual.proj.copy_(_rotate(visual.proj, axis, wanted / wanted.norm()))
         scores = model.head(model.adapter(visual.ln_post(tokens) @ visual.proj), text)

@@ -7,75 +7,115 @@ make up is `gamma_training.checkpoint`'s question.
 from __future__ import annotations
 
 import json
+import lzma
 import math
-import pickletools
 import stat
+import struct
 import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gamma_runtime.errors import InputError, IntegrityError
+from gamma_runtime.cli import printable
+from gamma_runtime.errors import EnvironmentFault, InputError, IntegrityError
+from gamma_training.pickles import Findings, is_pickle, scan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["clean_tensors", "read_safetensors", "read_torch"]
+__all__ = ["check_file", "clean_tensors", "is_safetensors", "odd_tensors", "read_safetensors", "read_torch", "shown"]
 
 MAX_BYTES = 16 * 2**30
-_MAX_HEADER = 100 * 2**20  # safetensors' own limit
+MAX_HEADER = 4 * 2**20  # names and shapes of 30,000 tensors; Gamma has 485. Bounds the time to read a hostile one
 _SLACK = 1.1  # a file may promise this much more than its size (padding, zip records)
 _GIT_LFS = b"version https://git-lfs"
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_SAFETENSORS_TYPES = ("F32", "F16", "BF16")
 _ABSURD = 1e6
+_LISTED = 10
+_FETCH = "fetch the file again"
+# What zipfile, zlib and pickletools raise on damaged input.
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, OSError,
+    NotImplementedError, RuntimeError, LookupError, OverflowError,
+)  # fmt: skip
 
 
-def check_file(path: Path) -> bytes:
-    """Refuse what cannot be a checkpoint by its first bytes, which are returned (16).
+def shown(text: object, limit: int = 100) -> str:
+    """A name or message out of a file, safe to print: no control characters, and not longer than ``limit``."""
+    line = printable(str(text)[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def check_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """Refuse what cannot be a checkpoint by its first bytes, which are returned (64, or all of a shorter file).
 
     Raises:
-        InputError: missing, not a regular file, empty, over 16 GiB, a web page or a Git LFS pointer.
+        InputError: missing, not a regular file, empty, over ``limit`` bytes, a web page or a Git LFS pointer.
     """
     try:
-        status = path.stat()
+        status = path.stat()  # before opening: a FIFO without a writer blocks
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path}: not a regular file")
         with path.open("rb") as stream:
             head = stream.read(64)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if not head:
         raise InputError(f"{path}: the file is empty", hint="the download or copy failed; fetch it again")
-    if status.st_size > MAX_BYTES:
-        raise InputError(f"{path}: {status.st_size} bytes; the limit is {MAX_BYTES}")
+    if status.st_size > limit:
+        raise InputError(f"{path}: {status.st_size} bytes; the limit is {limit}")
     if head.startswith(_GIT_LFS):
         raise InputError(f"{path}: a Git LFS pointer, not the checkpoint itself", hint="run `git lfs pull`")
-    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
         raise InputError(
             f"{path}: a web page, not a checkpoint", hint="the download link answered with HTML; fetch it again"
         )
-    return head[:16]
+    return head
+
+
+def is_safetensors(path: Path, head: bytes) -> bool:
+    """By content: eight bytes of length, then a JSON object; the suffix decides only when the content says nothing."""
+    if head.startswith(_ZIP):
+        return False
+    fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
+    return path.suffix == ".safetensors" or (fits and head[8:9] == b"{")
 
 
 def read_torch(path: Path) -> Any:
     """The object in a torch.save file (zip format), tensors memory-mapped; no code in it is ever run.
 
     Raises:
-        InputError: truncated or damaged. IntegrityError: holds code, or expands to more than the file's size.
+        InputError: truncated, damaged, compressed, or holds tensors that are not plain. IntegrityError: holds code.
+        EnvironmentFault: out of memory.
     """
     import torch
 
     head = check_file(path)
-    if not head.startswith(b"PK"):
-        _refuse_bare_pickle(path, head)
-    _check_archive(path)
+    if not head.startswith(_ZIP):
+        _refuse_other_format(path, head)
+    if path.suffix == ".safetensors":  # torch.load goes by the name, and would parse the zip as safetensors
+        raise InputError(f"{path}: made by torch.save, in spite of its name", hint="rename it to .pth")
+    records = _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise EnvironmentFault(
+                f"{path}: out of memory ({shown(error, 200)})", hint="close other programs"
+            ) from error
         text = " ".join(str(error).split())
-        raise InputError(f"{path}: damaged checkpoint ({text:.200})", hint="fetch the file again") from error
+        raise InputError(f"{path}: damaged checkpoint ({shown(text, 200)})", hint=_FETCH) from error
+    _check_storages(path, loaded, records)
+    return loaded
 
 
-def _refuse_bare_pickle(path: Path, head: bytes) -> None:
-    if head[:1] == b"\x80":
+def _refuse_other_format(path: Path, head: bytes) -> None:
+    with path.open("rb") as stream:
+        beginning = stream.read(MAX_HEADER)
+    if head[:1] == b"\x80" or is_pickle(beginning):
         raise IntegrityError(
             f"{path}: a bare pickle (or a pre-1.6 torch file), which can run code when opened; refused",
             hint="in a sandbox: torch.save(torch.load(old, weights_only=True), new)",
@@ -86,75 +126,111 @@ def _refuse_bare_pickle(path: Path, head: bytes) -> None:
     )
 
 
-def _check_archive(path: Path) -> None:
-    """Zip directory: no bombs, no TorchScript, and no pickle that names anything but tensors."""
+def _check_archive(path: Path) -> list[int]:
+    """Zip directory: no bombs, no TorchScript, no pickle that names more than tensors. Returns the records' sizes."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            promised = sum(entry.file_size for entry in entries)
-            pickles = [entry.filename for entry in entries if entry.filename.endswith("data.pkl")]
-            if promised > path.stat().st_size * _SLACK:
-                raise IntegrityError(f"{path}: expands to {promised} bytes from {path.stat().st_size}; refused")
-            if any("/code/" in entry.filename for entry in entries):
-                raise IntegrityError(
-                    f"{path}: a TorchScript archive, which is a program; refused",
-                    hint="in a sandbox: torch.save(torch.jit.load(old).state_dict(), new)",
-                )
-            code = sorted({name for pkl in pickles for name in _globals(archive.read(pkl)) if not _harmless(name)})
-    except (zipfile.BadZipFile, EOFError, ValueError, OSError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{path}: truncated or damaged ({error})", hint="fetch the file again") from error
+            _check_entries(path, entries)
+            pickles = [entry for entry in entries if entry.filename.lower().endswith("data.pkl")]
+            findings = [scan(archive.read(entry)) for entry in pickles]
+    except _DAMAGED as error:
+        raise InputError(f"{path}: truncated or damaged ({shown(error)})", hint=_FETCH) from error
     if not pickles:
-        raise InputError(f"{path}: a zip file, but not one made by torch.save")
-    if code:
+        raise InputError(f"{path}: a zip file, but not one made by torch.save", hint="expected a .pth")
+    for found in findings:
+        _check_pickle(path, found)
+    return [entry.file_size for entry in entries]
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    size = path.stat().st_size
+    promised = sum(entry.file_size for entry in entries)
+    if promised > size * _SLACK:
+        raise InputError(f"{path}: a zip bomb; {size} bytes that expand to {promised}; refused")
+    names = [entry.filename.lower() for entry in entries]  # torch's reader ignores case
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise IntegrityError(
-            f"{path}: the pickle inside names {', '.join(code[:5])}; that is code, not weights; refused",
+            f"{path}: a TorchScript archive, which is a program; refused",
+            hint="in a sandbox: torch.save(torch.jit.load(old).state_dict(), new)",
+        )
+    if len(set(names)) != len(names):
+        raise InputError(f"{path}: two records of the archive have the same name", hint=_FETCH)
+    for entry in entries:
+        # Memory-mapped, a compressed record would be taken for the weights themselves.
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise InputError(
+                f"{path}: record {shown(entry.filename)} is compressed; torch.save never does that",
+                hint="unpack it and zip it again with `zip -0`, or fetch the original",
+            )
+        if entry.filename.lower().endswith("data.pkl") and entry.file_size > MAX_HEADER:
+            raise InputError(f"{path}: its pickle has {entry.file_size} bytes; the limit is {MAX_HEADER}")
+
+
+def _check_pickle(path: Path, found: Findings) -> None:
+    if found.code:
+        names = ", ".join(shown(name) for name in dict.fromkeys(found.code[:5]))
+        raise IntegrityError(
+            f"{path}: the pickle inside names {names}; that is code, not weights; refused",
             hint="convert it once in a sandbox: keep only the tensors and torch.save them",
+        )
+    if found.other:
+        name, kind = found.other[0]
+        raise InputError(
+            f"{path}: {shown(name)} is {kind}; expected a plain dense tensor",
+            hint="save it again as dense float32",
+        )
+    if found.shared_tuple:
+        raise InputError(f"{path}: damaged checkpoint (its pickle uses one tuple twice)", hint=_FETCH)
+
+
+def _check_storages(path: Path, loaded: Any, records: list[int]) -> None:
+    """Every storage is one whole record: memory-mapped, a longer one would take its neighbours' bytes for weights."""
+    storages = (tensor.untyped_storage() for tensor in _plain_tensors(loaded))
+    promised = {storage.data_ptr(): storage.nbytes() for storage in storages}  # several tensors may share one
+    if wrong := Counter(size for size in promised.values() if size) - Counter(records):
+        raise InputError(
+            f"{path}: damaged; {wrong.total()} tensors promise other sizes than the file holds,"
+            f" such as {next(iter(wrong))} bytes",
+            hint=_FETCH,
         )
 
 
-def _globals(pickle: bytes) -> list[str]:
-    """Every module.name that a pickle imports, by reading its opcodes; nothing is executed."""
-    found: list[str] = []
-    strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(pickle):
-        if opcode.name == "GLOBAL":
-            found.append(str(argument).replace(" ", "."))
-        elif opcode.name == "STACK_GLOBAL":
-            found.append(".".join(strings[-2:]))
-        elif isinstance(argument, str):
-            strings.append(argument)
-    return found
+def _plain_tensors(loaded: Any) -> Iterator[Tensor]:
+    """Dense tensors in nested mappings, each mapping once."""
+    import torch
 
-
-def _harmless(name: str) -> bool:
-    return name in (
-        "collections.OrderedDict",
-        "torch._utils._rebuild_tensor_v2",
-        "torch._utils._rebuild_parameter",
-        "torch.Size",
-    ) or (name.startswith("torch.") and name.endswith("Storage"))
+    stack, seen = [loaded], set()
+    while stack:
+        item = stack.pop()
+        if isinstance(item, torch.Tensor) and item.layout == torch.strided:
+            yield item
+        elif isinstance(item, Mapping) and id(item) not in seen:
+            seen.add(id(item))
+            stack.extend(item.values())
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, memory-mapped.
 
     Raises:
-        InputError: the header or the length is wrong, or a name occurs twice.
+        InputError: the header or the length is wrong, a name occurs twice, or a type is not float32, float16 or
+            bfloat16.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     head = check_file(path)
     length = int.from_bytes(head[:8], "little")
-    if len(head) < 9 or length > _MAX_HEADER or length + 8 > path.stat().st_size:
-        raise InputError(f"{path}: damaged safetensors header (length {length})", hint="fetch the file again")
-    with path.open("rb") as stream:
-        header = stream.read(8 + length)[8:]
+    if len(head) < 9 or length > MAX_HEADER or length + 8 > path.stat().st_size:
+        raise InputError(f"{path}: damaged safetensors header (length {length})", hint=_FETCH)
     try:
-        json.loads(header, object_pairs_hook=_unique)
+        with path.open("rb") as stream:
+            header = json.loads(stream.read(8 + length)[8:], object_pairs_hook=_unique)
+        _check_types(path, header)
         return load_file(path)
-    except (SafetensorError, ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: damaged safetensors file ({error})", hint="fetch the file again") from error
+    except (SafetensorError, ValueError, TypeError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: damaged safetensors file ({shown(error, 200)})", hint=_FETCH) from error
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -164,56 +240,83 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
-def clean_tensors(path: Path, raw: dict[str, Any], *, skip: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+def _check_types(path: Path, header: Any) -> None:
+    if not isinstance(header, dict):
+        raise ValueError("its header is not an object")
+    for name, entry in header.items():
+        found = entry.get("dtype") if isinstance(entry, dict) else entry
+        if name != "__metadata__" and found not in _SAFETENSORS_TYPES:
+            raise InputError(
+                f"{path}: {shown(name)} has dtype {shown(found)}; expected {', '.join(_SAFETENSORS_TYPES)}"
+            )
+
+
+def clean_tensors(path: Path, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     """Plain float32 tensors from what a file held; float16 and bfloat16 are converted, everything else is refused.
 
     Raises:
-        InputError: not a tensor, sparse, quantised, meta, complex or integer; promises more elements than its storage
-            holds; or contains NaN or Inf.
+        InputError: not a tensor, sparse, quantised, meta, complex or integer; empty; promises more elements than its
+            storage, or all together than the file, holds; or contains NaN or Inf.
     """
     import torch
 
-    allowed = (torch.float16, torch.bfloat16, torch.float32)
+    room = path.stat().st_size * _SLACK
+    promised = 0
     made: dict[str, Tensor] = {}
     for name, value in raw.items():
-        if name in skip:
-            continue
         if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            raise InputError(f"{path}: {name} is {value.layout} on {value.device}; expected a plain dense tensor")
-        if value.dtype not in allowed:
-            raise InputError(f"{path}: {name} has dtype {value.dtype}; expected float32, float16 or bfloat16")
-        if value.numel() * value.element_size() > value.untyped_storage().nbytes() * _SLACK:
-            raise InputError(f"{path}: {name} promises {math.prod(value.shape)} values, its storage holds fewer")
-        made[name] = value.detach().to(torch.float32).contiguous()
+            raise InputError(f"{path}: {shown(name)} is a {type(value).__name__}, not a tensor")
+        _check_tensor(path, shown(name), value)
+        promised += value.numel() * value.element_size()
+        if promised > room:  # many tensors on one storage: each fits, and together they are a bomb
+            raise InputError(f"{path}: its tensors promise over {promised} bytes, the file holds fewer")
+        made[name] = value.detach().resolve_neg().to(torch.float32).contiguous()
     _refuse_non_finite(path, made)
     return made
+
+
+def _check_tensor(path: Path, name: str, value: Tensor) -> None:
+    import torch
+
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        raise InputError(f"{path}: {name} is {value.layout} on {value.device}; expected a plain dense tensor")
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise InputError(f"{path}: {name} has dtype {value.dtype}; expected float32, float16 or bfloat16")
+    if value.numel() == 0:
+        raise InputError(f"{path}: {name} has shape {list(value.shape)}, so no values")
+    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        raise InputError(f"{path}: {name} promises {math.prod(value.shape)} values, its storage holds fewer")
 
 
 def _refuse_non_finite(path: Path, tensors: dict[str, Tensor]) -> None:
     import torch
 
-    # One pass: the extremes of a tensor are finite only if all its values are.
+    # Without allocating a mask: the extremes of a tensor are finite only if all its values are.
     bad: dict[str, int] = {}
     for name, tensor in tensors.items():
-        if tensor.numel() and not all(math.isfinite(v) for v in (float(tensor.min()), float(tensor.max()))):
+        if not all(math.isfinite(float(value)) for value in torch.aminmax(tensor)):
             bad[name] = int((~torch.isfinite(tensor)).sum())
     if bad:
-        listed = ", ".join(f"{name} ({count})" for name, count in list(bad.items())[:10])
+        listed = ", ".join(f"{shown(name)} ({count})" for name, count in list(bad.items())[:_LISTED])
         raise InputError(
-            f"{path}: NaN or Inf in {len(bad)} tensors: {listed}",
+            f"{path}: NaN or Inf in {len(bad)} tensors: {listed}{', …' if len(bad) > _LISTED else ''}",
             hint="the training run diverged; use an earlier checkpoint",
         )
 
 
 def odd_tensors(tensors: dict[str, Tensor]) -> list[str]:
     """Warnings about finite but suspicious weights: all zero (a scale of 0 means untrained experts) or beyond 1e6."""
-    warnings = []
+    import torch
+
+    zero, absurd = [], []
     for name, tensor in tensors.items():
-        peak = float(tensor.abs().max()) if tensor.numel() else 0.0
+        peak = max(abs(float(value)) for value in torch.aminmax(tensor))
         if peak == 0.0 and name.endswith(("weight", "proj", "projection", ".scale")):
-            warnings.append(f"{name} is all zero")
+            zero.append(name)
         elif peak > _ABSURD:
-            warnings.append(f"{name} reaches {peak:.3g}")
-    return warnings
+            absurd.append(f"{name} reaches {peak:.3g}")
+    return [
+        f"{len(found)} tensors {what}: {', '.join(found[:_LISTED])}{', …' if len(found) > _LISTED else ''}"
+        for what, found in (("are all zero", zero), (f"have values beyond {_ABSURD:g}", absurd))
+        if found
+    ]

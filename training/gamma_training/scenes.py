@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +21,8 @@ LEVELS = ("bad", "poor", "fair", "good", "perfect")
 Kind = Literal["sdp", "plain", "user"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MIN_SHORT_SIDE, _MAX_SHORT_SIDE = 224, 4096
+_MAX_FILE = 2**18  # bytes; some thousand scenes
+_SHOWN = 120  # characters of a wrong value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +61,12 @@ def find_scenes(names: Sequence[str], user: Sequence[Scene] = ()) -> list[Scene]
     """Scenes by name, each once, in the order asked for; commas separate too.
 
     Raises:
-        UsageError: a name that is neither built in nor in ``user``.
+        UsageError: a name that is neither built in nor in ``user``, or no name at all in ``names``.
     """
     known = {**SCENES, **{scene.name: scene for scene in user}}
     wanted = list(dict.fromkeys(part for name in names for part in name.split(",") if part))
+    if names and not wanted:
+        raise UsageError("an empty scene name", hint=f"one of {', '.join(known)}")
     for name in wanted:
         if name not in known:
             raise UsageError(f"unknown scene {name!r}", hint=f"one of {', '.join(known)}, or --scene-file YAML")
@@ -81,9 +87,13 @@ def load_scenes(path: Path) -> list[Scene]:
     import yaml
 
     try:
+        status = path.stat()  # before opening: a FIFO without a writer blocks
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+            raise InputError(f"{path}: not a regular file of at most {_MAX_FILE} bytes")
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({error})") from error
+    # ValueError: not UTF-8, or a date or number of impossible value.
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
     entries = data if isinstance(data, list) else [data]
     scenes = [_user_scene(path, entry) for entry in entries]
     if not scenes or len({scene.name for scene in scenes}) != len(scenes):
@@ -91,27 +101,36 @@ def load_scenes(path: Path) -> list[Scene]:
     return scenes
 
 
+def _show(value: Any) -> str:
+    """A value's repr, cut; bounded in depth while it is made, as YAML aliases can make a small file's repr endless."""
+    bounded = reprlib.Repr()
+    bounded.maxlevel, bounded.maxstring = 3, _SHOWN
+    return f"{bounded.repr(value):.{_SHOWN}}"
+
+
 def _user_scene(path: Path, entry: Any) -> Scene:
     if not isinstance(entry, dict) or not {"name", "prompts"} <= set(entry) <= {"name", "prompts", "short_side"}:
         raise InputError(
-            f"{path}: a scene is a mapping of name, prompts and (optionally) short_side; found {entry!r:.120}"
+            f"{path}: a scene is a mapping of name, prompts and (optionally) short_side; found {_show(entry)}"
         )
     name, prompts, short = entry["name"], entry["prompts"], entry.get("short_side", 384)
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name == "joint":
-        raise InputError(f"{path}: scene name {name!r} must be lower-case letters, digits, - and _, and not 'joint'")
+        raise InputError(
+            f"{path}: scene name {_show(name)} must be lower-case letters, digits, - and _, and not 'joint'"
+        )
     if name in SCENES:
         raise InputError(f"{path}: scene {name!r} is built in", hint="choose another name")
     if (
         not isinstance(prompts, list)
         or len(prompts) != len(LEVELS)
-        or not all(isinstance(p, str) and p.strip() for p in prompts)
-        or len(set(prompts)) != len(LEVELS)
+        or not all(isinstance(p, str) and p.strip() and p.isprintable() for p in prompts)
+        or len({" ".join(p.lower().split()) for p in prompts}) != len(LEVELS)  # the tokeniser sees no more than that
     ):
         raise InputError(
-            f"{path}: scene {name!r} needs five different prompts, from bad to perfect; found {prompts!r:.120}"
+            f"{path}: scene {name!r} needs five different prompts, from bad to perfect; found {_show(prompts)}"
         )
     if short is not None and not (isinstance(short, int) and _MIN_SHORT_SIDE <= short <= _MAX_SHORT_SIDE):
         raise InputError(
-            f"{path}: scene {name!r}: short_side {short!r} is not between {_MIN_SHORT_SIDE} and {_MAX_SHORT_SIDE}"
+            f"{path}: scene {name!r}: short_side {_show(short)} is not between {_MIN_SHORT_SIDE} and {_MAX_SHORT_SIDE}"
         )
     return Scene(name, tuple(prompts), "user", short)

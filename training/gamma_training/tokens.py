@@ -37,9 +37,12 @@ def tokenize(prompts: Sequence[str], context: int, *, full_length: bool = False)
     """
     import torch
 
-    rows = [[START, *_tokenizer().encode(prompt), STOP] for prompt in prompts]
+    try:
+        rows = [[START, *_tokenizer().encode(prompt), STOP] for prompt in prompts]
+    except UnicodeEncodeError as error:
+        raise InputError(f"a prompt is not valid Unicode ({error})") from error
     for prompt, row in zip(prompts, rows, strict=True):
         if not 2 < len(row) <= context:
-            raise InputError(f"prompt {prompt!r} has {len(row) - 2} tokens; the limit is 1 to {context - 2}")
+            raise InputError(f"prompt {prompt[:60]!r} has {len(row) - 2} tokens; the limit is 1 to {context - 2}")
     length = context if full_length else max(len(row) for row in rows)
     return torch.tensor([row + [0] * (length - len(row)) for row in rows], dtype=torch.int64)
