@@ -349,6 +349,7 @@ def _manifest(
         dims=checkpoint.dims.to_json(),
     )
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
+    chosen["licence"] = info.licence
     chosen.pop("photos"), chosen.pop("scene_file")  # paths of the exporting machine; the prompts are recorded
     return Manifest(
         schema_version=SCHEMA_VERSION,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gamma_runtime.bundle import ENGINES, MANIFEST, check_file, parse_manifest
+from gamma_runtime.bundle import ENGINES, MANIFEST, check_file, parse_manifest, seal
 from gamma_runtime.errors import IntegrityError, OutputError
 from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked, sweep_temporaries, sync_directory, write_atomically
 
@@ -160,8 +160,8 @@ def publish(stage: Path, out: Path, manifest: Manifest, lock_timeout: float) -> 
     Raises:
         OutputError: another writer holds the lock, or the disk failed; the old bundle still stands.
     """
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
-    parse_manifest(out / MANIFEST, json.loads(text))  # what no reader would take is not published
+    content = seal(manifest.model_dump(mode="json"))
+    parse_manifest(out / MANIFEST, json.loads(content))  # what no reader would take is not published
     with locked(out, lock_timeout):
         before = _names(out / MANIFEST)
         moved: set[str] = set()
@@ -171,7 +171,7 @@ def publish(stage: Path, out: Path, manifest: Manifest, lock_timeout: float) -> 
                     moved.add(entry.name)
                     (stage / entry.name).replace(out / entry.name)
             sync_directory(out)
-            write_atomically(out / MANIFEST, (text + "\n").encode())
+            write_atomically(out / MANIFEST, content)
         except BaseException as error:
             _remove(out, moved - before - _names(out / MANIFEST))  # the manifest may be the new one already
             if isinstance(error, OSError):

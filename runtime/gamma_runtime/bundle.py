@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from gamma_runtime.contract import Contract
     from gamma_runtime.manifest import Engines, FileEntry, GraphEntry, Manifest
 
-__all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "parse_manifest", "read_engines"]
+__all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "parse_manifest", "read_engines", "seal"]
 
 MANIFEST = "manifest.json"
 ENGINES = "engines.json"
+_SEAL = "manifest_sha256"
+_NO_SEAL = "0" * 64
 _MAX_JSON = 16 * 2**20  # bytes; a manifest is a few kilobytes
 _MAX_DEPTH = 32  # objects and lists inside each other; a manifest has five
 _MAX_WORDS = 200  # characters of a foreign text in a message
@@ -167,8 +169,8 @@ def check_file(folder: Path, entry: FileEntry) -> Path:
     return path
 
 
-def read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """A JSON object and the SHA-256 of its bytes.
+def read_json(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A JSON object and its bytes.
 
     Raises:
         IntegrityError: missing, a link, too large, not JSON, NaN or infinity, nested too deep, or duplicate keys.
@@ -184,7 +186,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         raise IntegrityError(f"{path}: cannot be read ({_words(error)})", hint=_RESTORE) from error
     if not isinstance(data, dict):
         raise IntegrityError(f"{path}: not a JSON object", hint=_RESTORE)
-    return data, hashlib.sha256(content).hexdigest()
+    return data, content
 
 
 def _words(error: object) -> str:
@@ -233,21 +235,41 @@ def open_bundle(folder: Path | str) -> Bundle:
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such bundle folder", hint="gamma-export CHECKPOINT -o NAME.gamma makes one")
-    data, digest = read_json(folder / MANIFEST)
-    return Bundle(folder, parse_manifest(folder / MANIFEST, data), digest)
+    path = folder / MANIFEST
+    data, content = read_json(path)
+    _check_schema(path, data)
+    _check_seal(path, data, content)
+    return Bundle(folder, parse_manifest(path, data), hashlib.sha256(content).hexdigest())
+
+
+def seal(data: dict[str, Any]) -> bytes:
+    """The bytes of a manifest that says its own SHA-256: of the same bytes with 64 zeros in that place.
+
+    A manifest holds the digests of all files; nothing else would notice a digit that changed in it.
+    """
+    text = json.dumps(data | {_SEAL: _NO_SEAL}, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.replace(_NO_SEAL, hashlib.sha256(text.encode()).hexdigest(), 1).encode()
+
+
+def _check_seal(path: Path, data: dict[str, Any], content: bytes) -> None:
+    said = data.get(_SEAL)
+    if said is None:  # made by hand
+        return
+    bare = content.replace(str(said).encode(), _NO_SEAL.encode(), 1)
+    if hashlib.sha256(bare).hexdigest() != said:
+        raise IntegrityError(f"{path}: changed since it was written ({_SEAL} does not match)", hint=_RESTORE)
 
 
 def parse_manifest(path: Path, data: dict[str, Any]) -> Manifest:
     """The manifest in a JSON object, checked for everything that can be checked without opening another file.
 
     Raises:
-        InputError: a newer schema. IntegrityError: broken or contradictory.
+        IntegrityError: broken or contradictory.
     """
     from pydantic import ValidationError
 
     from gamma_runtime.manifest import Manifest
 
-    _check_schema(path, data)
     try:
         manifest = Manifest.model_validate(data)
     except ValidationError as error:

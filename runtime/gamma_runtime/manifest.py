@@ -136,6 +136,7 @@ class Manifest(_Strict):
     """The whole bundle. Every file it needs is in ``files``; readers open nothing else."""
 
     schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
+    manifest_sha256: Sha256 | None = None  # of manifest.json itself, with zeros in this place
     created: Line
     tool: Line
     checkpoint: CheckpointInfo
