@@ -1,0 +1,201 @@
+"""What the benchmarks share: facts about the machine, child processes with their cost, checkpoints, result files.
+
+The parent of a benchmark stays small and idle: it imports no library that starts threads, and a child begins with the
+parent's memory as its own peak, so whatever is large (also making the checkpoint) happens in a child.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gamma_runtime.cli import log, option
+from gamma_runtime.engines.host import memory_mib
+from gamma_runtime.errors import EnvironmentFault
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "build" / "benchmarks"
+MAX_FOREIGN = 0.1  # share of the processor that others may take while we measure
+_LIBRARIES = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "opencv-python-headless", "gamma-edge")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """What every benchmark takes."""
+
+    rounds: int = option(3, "how often everything is measured")
+    tiny: bool = option(False, "a tiny model, to test the script itself; the result stays in the work folder")
+    work: Path = option(WORK, "folder for checkpoints and bundles")
+
+
+@dataclasses.dataclass(frozen=True)
+class Child:
+    """A finished process: ``log`` is its stderr; wall seconds, and its peak resident memory in bytes.
+
+    The kernel counts the parent's peak at the start as the child's, so the peak is right only for a small parent.
+    """
+
+    output: str
+    log: str
+    seconds: float
+    peak_bytes: int
+
+
+def run_child(command: Sequence[str | Path]) -> Child:
+    """Run a command in the checkout and wait for it.
+
+    Raises:
+        EnvironmentFault: it did not end with 0; the message carries its last lines.
+    """
+    words = [str(word) for word in command]
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        start = time.monotonic()
+        process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)  # this child's own cost, unlike RUSAGE_CHILDREN
+        seconds = time.monotonic() - start
+        code = process.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for stream in (output, errors):
+            stream.seek(0)
+            texts.append(stream.read())
+    if code:
+        tail = "\n  ".join(texts[1].strip().splitlines()[-8:])
+        raise EnvironmentFault(f"{' '.join(words[:4])} … ended with {code}:\n  {tail}")
+    return Child(texts[0], texts[1], seconds, usage.ru_maxrss * 1024)
+
+
+def run_script(script: str, *arguments: str | Path) -> Child:
+    """A script of this folder with the same Python."""
+    return run_child([sys.executable, ROOT / "benchmarks" / f"{script}.py", *arguments])
+
+
+def command(name: str) -> Path:
+    """A command of the packages, from the environment that runs this."""
+    return Path(sys.executable).parent / name
+
+
+def checkpoint(options: BenchmarkOptions) -> Path:
+    """The conditioned random-weight checkpoint, made once (in a child) and kept in the work folder."""
+    path = options.work / f"gamma-{'tiny' if options.tiny else 'full'}-untrained-1.pth"
+    if not path.is_file():
+        log(f"making {path.name}, once")
+        run_script("checkpoint", path, *(["--tiny"] if options.tiny else []))
+    return path
+
+
+def machine_facts() -> dict[str, Any]:
+    """What a number is worth nothing without; the load average is that of the last minute."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "commit": _git("rev-parse", "HEAD"),
+        "changed_files": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_mib": memory_mib()[0],
+        "load_average_at_start": round(os.getloadavg()[0], 2),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "libraries": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+class Bystanders:
+    """How much of the processor other programs took since this object was made."""
+
+    def __init__(self) -> None:
+        self._start = self._clock()
+
+    @staticmethod
+    def _clock() -> tuple[float, float, float] | None:
+        """Seconds by the clock, of all processors' work, and of this process and its finished children."""
+        try:
+            fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        except (OSError, ValueError):
+            return None
+        user, nice, system, _, _, irq, softirq, steal = fields  # without idle and waiting for disks
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        times = os.times()
+        return time.monotonic(), busy, times.user + times.system + times.children_user + times.children_system
+
+    def share(self) -> float | None:
+        """0 to 1 of all processors; None where the kernel does not say."""
+        end = self._clock()
+        if self._start is None or end is None:
+            return None
+        clock, busy, own = (after - before for after, before in zip(end, self._start, strict=True))
+        return round(max(0.0, busy - own) / (clock * (os.cpu_count() or 1)), 3)
+
+    def doubts(self) -> list[str]:
+        """Why the machine was not quiet enough; empty when it was."""
+        share = self.share()
+        if share is None or share <= MAX_FOREIGN:
+            return []
+        return [f"other programs took {share:.0%} of the processor; the limit is {MAX_FOREIGN:.0%}"]
+
+
+def spread(values: Sequence[float]) -> float:
+    """(most - least) / median."""
+    return (max(values) - min(values)) / statistics.median(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class Goal:
+    """A limit that was set before measuring."""
+
+    what: str
+    limit: float
+    measured: float
+    unit: str
+    met: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.measured:.4g} {self.unit}, {'met' if self.met else 'NOT met'}"
+
+
+def write_result(name: str, options: BenchmarkOptions, result: dict[str, Any]) -> Path:
+    """NAME-CPU.json among the recorded results, or tiny-NAME.json in the work folder."""
+    slug = re.sub(r"[^a-z0-9]+", "-", result["machine"]["cpu"].lower()).strip("-")
+    path = options.work / f"tiny-{name}.json" if options.tiny else RESULTS / f"{name}-{slug}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    log(f"written: {path}")
+    return path

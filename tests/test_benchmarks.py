@@ -1,0 +1,120 @@
+"""The benchmarks' scripts run, on a tiny model: what they record, not how fast anything is."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.common import RESULTS, ROOT, Bystanders, run_child
+from gamma_runtime.errors import EnvironmentFault
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both scripts find the checkpoint of the other."""
+    return tmp_path_factory.mktemp("work")
+
+
+def _recorded() -> list[tuple[str, int]]:
+    return sorted((path.name, path.stat().st_mtime_ns) for path in RESULTS.glob("*"))
+
+
+def _run(script: str, work: Path) -> tuple[str, dict[str, Any]]:
+    """Standard output and the result file of one round; the recorded results stay as they are."""
+    recorded = _recorded()
+    command = [sys.executable, f"benchmarks/{script}.py", "--tiny", "--rounds", "1", "--work", str(work)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert _recorded() == recorded
+    result: dict[str, Any] = json.loads((work / f"tiny-{script}.json").read_text())
+    assert result["tiny"]
+    assert len(result["rounds"]) == 1
+    assert {"cpu", "cores", "memory_mib", "libraries", "date", "commit", "load_average_at_start"} <= set(
+        result["machine"]
+    )
+    return done.stdout, result
+
+
+def test_export_full(work: Path) -> None:
+    output, result = _run("export_full", work)
+    [one] = result["rounds"]
+    assert one["published"]
+    assert len(one["scenes"]) == 5
+    assert 1e6 < one["bundle_bytes"] < 20e6
+    assert 1e8 < one["peak_rss_bytes"] < 4e9  # torch alone takes 200 MB
+    steps = {step["what"]: step["seconds"] for step in one["steps"]}
+    assert any(what.startswith("PyTorch reference") for what in steps)
+    assert sum(steps.values()) < one["seconds"]
+    assert [goal["limit"] for goal in result["goals"]] == [90.0, 4.0, 350.0]
+    assert output.startswith("a tiny model: its numbers say nothing")
+
+
+def test_eager_vs_graph(work: Path) -> None:
+    output, result = _run("eager_vs_graph", work)
+    [one] = result["rounds"]
+    assert set(one) == {"eager", "onnxruntime", "openvino"}
+    for name, contender in one.items():
+        assert len(contender["ms"]) == 2
+        assert len(contender["crop_scores"]) == 10
+        assert contender["score"] == pytest.approx(sum(contender["crop_scores"]) / 10, abs=1e-6)
+        assert result["contenders"][name]["crop_score_difference"] <= 1e-5
+    ratio = sum(one["eager"]["ms"]) / sum(one["openvino"]["ms"])
+    assert result["contenders"]["openvino"]["ratio"] == pytest.approx(ratio)
+    assert output.startswith("**Eager PyTorch against the graph**")
+    assert output.count("\n") == 1
+
+
+def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    good = {"seconds": 80.0, "peak_rss_bytes": 3e9, "bundle_bytes": 340e6}
+    slow, large = {**good, "seconds": 91.0}, {**good, "peak_rss_bytes": 4.1e9, "bundle_bytes": 351e6}
+    goals = importlib.import_module("export_full").goals
+    assert [goal.met for goal in goals([good, good])] == [True, True, True]
+    assert [goal.met for goal in goals([good, slow])] == [False, True, True]
+    assert [goal.met for goal in goals([large, good])] == [True, False, False]
+    eager = importlib.import_module("eager_vs_graph")
+    fine = {"crop_score_difference": 1e-6, "ratio": 1.1}
+    other = {"onnxruntime": {**fine, "ratio": 0.9}, "openvino": {**fine, "crop_score_difference": 1e-3}}
+    assert [goal.met for goal in eager.goals(other)] == [True, False, False, True]
+
+
+_TWO_CHILDREN = """
+import sys
+from benchmarks.common import run_child
+for code in ("x = b'x' * (200 << 20)", ""):
+    print(run_child([sys.executable, "-c", code]).peak_bytes)
+"""
+
+
+def test_a_childs_memory_is_its_own() -> None:
+    """From a small parent, as the benchmarks are: a child's peak begins with its parent's (pytest's is 300 MB)."""
+    command = [sys.executable, "-c", _TWO_CHILDREN]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    large, small = map(int, done.stdout.split())
+    assert small < 60 << 20
+    assert 180 << 20 < large - small < 230 << 20
+
+
+def test_a_child_that_fails_is_a_sentence() -> None:
+    with pytest.raises(EnvironmentFault, match=r"ended with 3:\n  no luck"):
+        run_child([sys.executable, "-c", "import sys; sys.stderr.write('no luck'); sys.exit(3)"])
+
+
+def test_a_busy_bystander_is_noticed() -> None:
+    bystanders = Bystanders()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(2.0)
+        share, doubts = bystanders.share(), bystanders.doubts()
+        other.kill()
+    if share is None:
+        pytest.skip("this kernel has no /proc/stat")
+    assert share > 0.0
+    # One core's worth of many may stay under the limit.
+    assert bool(doubts) == (share > 0.1)
