@@ -349,8 +349,8 @@ def _manifest(
         dims=checkpoint.dims.to_json(),
     )
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-    chosen["licence"] = info.licence
-    chosen.pop("photos"), chosen.pop("scene_file")  # paths of the exporting machine; the prompts are recorded
+    for local in ("photos", "scene_file"):  # paths of the exporting machine; the prompts are recorded
+        del chosen[local]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -365,7 +365,7 @@ def _manifest(
         golden=golden,
         files=list({entry.name: entry for entry in files}.values()),
         libraries=_libraries(),
-        options=chosen,
+        options=chosen | {"licence": info.licence},
         warnings=_warnings(checkpoint, plan),
     )
 
