@@ -24,7 +24,7 @@ from typing import Any
 
 from gamma_runtime.cli import log, option
 from gamma_runtime.engines.host import memory_mib
-from gamma_runtime.errors import EnvironmentFault
+from gamma_runtime.errors import EnvironmentFault, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -40,6 +40,10 @@ class BenchmarkOptions:
     rounds: int = option(3, "how often everything is measured")
     tiny: bool = option(False, "a tiny model, to test the script itself; the result stays in the work folder")
     work: Path = option(WORK, "folder for checkpoints and bundles")
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UsageError(f"--rounds {self.rounds} is below 1")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,7 @@ from common import (
 from contender import POLICY, SCENE
 
 from gamma_runtime.cli import log, option, out, run_command
-from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK
+from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, UsageError
 
 EAGER = "eager"
 CONTENDERS = (EAGER, "onnxruntime", "openvino")
@@ -44,6 +44,11 @@ class Options(BenchmarkOptions):
     rounds: int = option(5, "how often every contender runs")
     calls: int = option(2, "timed calls of a contender in a round, after one warm-up")
     threads: int | None = option(None, "CPU threads of every contender; each library's own choice when left out")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.calls < 1:
+            raise UsageError(f"--calls {self.calls} is below 1")
 
 
 def _bundle(options: Options, source: Path) -> Path:
