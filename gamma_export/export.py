@@ -349,8 +349,7 @@ def _manifest(
         dims=checkpoint.dims.to_json(),
     )
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-    for local in ("photos", "scene_file"):  # paths of the exporting machine; the prompts are recorded
-        del chosen[local]
+    del chosen["photos"], chosen["scene_file"]  # paths of the exporting machine; the prompts are recorded
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from gamma_runtime.cli import printable
-from gamma_runtime.errors import EnvironmentFault, InputError, IntegrityError
+from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, IntegrityError
 
 if TYPE_CHECKING:
     from gamma_runtime.contract import Contract
@@ -95,7 +95,7 @@ class Bundle:
 
         try:
             contract = Contract.from_json(self.manifest.contract)
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError, GammaError) as error:
             raise InputError(
                 f"{self.folder / MANIFEST}: this contract is not understood ({_words(error)})",
                 hint="it needs a newer gamma-edge: update",

@@ -118,6 +118,8 @@ class Contract:
         fields["formats"] = tuple(fields["formats"])
         contract = cls(**fields)
         contract._check()
+        if contract.to_json() != data:
+            raise KeyError("a rule is missing")
         return contract
 
     def _check(self) -> None:
