@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from gamma_export.plan import ExportOptions, Plan, check_options, make_plan
 from gamma_export.steps import Steps
-from gamma_runtime.cli import option, printable
-from gamma_runtime.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,48 +17,14 @@ if TYPE_CHECKING:
 
     from gamma_export.vision import IO, GraphOptions
     from gamma_export.weights import WeightsFile
-    from gamma_runtime.contract import Contract
     from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.model import Gamma
-    from gamma_training.scenes import Scene
 
 __all__ = ["DEMO", "ExportOptions", "ExportReport", "export"]
 
 DEMO = "demo"
-_PRECISIONS = ("fp32", "fp16", "bf16")
 _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How a checkpoint becomes a bundle; all of it is recorded in the manifest."""
-
-    precision: tuple[str, ...] = option(
-        ("fp16",), "fp32, fp16, bf16; several (with commas) make graphs of each", repeat=True
-    )
-    scene: tuple[str, ...] = option(
-        (), "scenes, with commas; those of the checkpoint's own prompt kind when left out", repeat=True
-    )
-    scene_file: Path | None = option(None, "YAML with scenes of your own: name and five prompts, bad to perfect")
-    prompts: Literal["sdp", "plain"] | None = option(
-        None, "prompts that the checkpoint was trained with; the authors' files do not say (assumed: sdp)"
-    )
-    crops: str = option("five", "crop policy: centre, five, gridRxC, randomN or randomN:seedS")
-    native: bool = option(False, "keep the photos' own pixels instead of the scenes' working sizes")
-    batch: str = option("1", "images in one call: a number, or LEAST:OPTIMAL:MOST")
-    joint: bool = option(False, "only the graph of all scenes in one pass, no graph for each scene")
-    attention: Literal["decomposed", "op"] = option(
-        "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX)"
-    )
-    residual: Literal["fp32", "fp16", "bf16"] = option("fp32", "precision of the residual stream in fp16, bf16 graphs")
-    photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
-    backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")
-    gate: float | None = option(None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2 for fp32, fp16, bf16")
-    licence: str | None = option(None, "licence of the checkpoint, recorded in the manifest")
-    expect_sha256: str | None = option(None, "refuse a checkpoint with any other digest")
-    threads: int | None = option(None, "CPU threads of the verification")
-    lock_timeout: float = option(60.0, "seconds to wait for another gamma-export into the same folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +41,6 @@ class ExportReport:
     scenes: tuple[str, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """Options after checking."""
-
-    scenes: list[Scene]
-    contract: Contract
-    precisions: tuple[str, ...]
-    batch: tuple[int, int, int]
-    graphs: list[tuple[str, list[int]]]  # name, indices of its scenes
-
-
 def export(
     checkpoint: Path | str | None,
     out: Path | str,
@@ -98,8 +51,7 @@ def export(
     """Write a verified bundle.
 
     Args:
-        checkpoint: the authors' ``.pth``, a base CLIP state dict, our ``.safetensors``, or ``"demo"`` / None for the
-            untrained demo checkpoint.
+        checkpoint: the authors' ``.pth``, a base CLIP state dict, our ``.safetensors``; None or ``"demo"``: untrained.
         out: the bundle's folder, e.g. ``photo.gamma``; an older bundle there is replaced as a whole.
         options: see `ExportOptions`.
         steps: progress; silent when None.
@@ -118,7 +70,7 @@ def export(
     from gamma_training.checkpoint import build_model, read_checkpoint
 
     steps = steps or Steps()
-    precisions, batch = _check(options)
+    precisions, batch = check_options(options)
     for module in ("torch", "onnx", "scipy"):
         require(module, "export")
     source = None if checkpoint is None or str(checkpoint) == DEMO else Path(os.path.expanduser(checkpoint))
@@ -134,7 +86,7 @@ def export(
             )
             model = build_model(read)
         check_space(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1))
-        plan = _plan(options, read, precisions, batch)
+        plan = make_plan(options, read, precisions, batch)
         manifest = _build(stage, read, model, plan, options, steps)
         passed = all(row.passed for row in manifest.parity)
         if passed:
@@ -151,57 +103,11 @@ def export(
     )
 
 
-def _check(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, int, int]]:
-    from gamma_runtime import backends
-
-    precisions = tuple(dict.fromkeys(p for part in options.precision for p in part.split(",") if p))
-    if not precisions or set(precisions) - set(_PRECISIONS):
-        raise UsageError(
-            f"--precision {' '.join(options.precision)!r}", hint=f"one or more of {', '.join(_PRECISIONS)}"
-        )
-    if options.attention == "op" and "fp32" in precisions:
-        raise UsageError("--attention op is for fp16 and bf16: TensorRT-RTX has no fp32 kernel for it")
-    if options.residual != "fp32" and set(precisions) - {"fp32", options.residual}:
-        raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
-    for precision in precisions:
-        backends.choose(options.backend, precision)
-    if options.gate is not None and not 0 < options.gate < 1:
-        raise UsageError(f"--gate {options.gate} is not between 0 and 1")
-    if not 0 <= options.lock_timeout < float("inf"):
-        raise UsageError(f"--lock-timeout {options.lock_timeout} is not a number of seconds")
-    try:
-        numbers = [int(part) for part in options.batch.split(":")]
-        least, optimal, most = numbers * 3 if len(numbers) == 1 else numbers
-    except ValueError as error:
-        raise UsageError(f"--batch {options.batch!r}", hint="a number such as 1, or a range such as 1:4:8") from error
-    if not 1 <= least <= optimal <= most <= 256:
-        raise UsageError(f"--batch {options.batch!r}: needs 1 <= LEAST <= OPTIMAL <= MOST <= 256")
-    return precisions, (least, optimal, most)
-
-
-def _plan(
-    options: ExportOptions, checkpoint: Checkpoint, precisions: tuple[str, ...], batch: tuple[int, int, int]
-) -> _Plan:
-    from gamma_runtime.contract import CROP, Contract, CropPolicy
-    from gamma_runtime.errors import InputError
-    from gamma_training.scenes import find_scenes, load_scenes, scenes_of
-
-    if checkpoint.dims.image != CROP:
-        raise InputError(f"{checkpoint.path}: takes {checkpoint.dims.image}-pixel crops; the runtime cuts {CROP}")
-    user = load_scenes(options.scene_file) if options.scene_file else []
-    scenes = find_scenes(options.scene, user) if options.scene else (user or scenes_of(checkpoint.prompts))
-    names = {scene.name: None if options.native else scene.short_side for scene in scenes}
-    everything = list(range(len(scenes)))
-    graphs = [] if options.joint else [(scene.name, [i]) for i, scene in enumerate(scenes)]
-    if options.joint or len(scenes) > 1:
-        graphs.insert(0, ("joint", everything))
-    return _Plan(scenes, Contract(names, crop=CropPolicy.parse(options.crops)), precisions, batch, graphs)
-
-
 def _build(
-    stage: Path, checkpoint: Checkpoint, model: Gamma, plan: _Plan, options: ExportOptions, steps: Steps
+    stage: Path, checkpoint: Checkpoint, model: Gamma, plan: Plan, options: ExportOptions, steps: Steps
 ) -> Manifest:
     """Everything of the bundle but its publication: files into ``stage``, and the manifest with its measurements."""
+    from gamma_export.describe import describe
     from gamma_export.fold import encode_scenes, fold_text
     from gamma_export.golden import make_golden
     from gamma_export.parity import photos_in, reference, verification_crops
@@ -220,13 +126,13 @@ def _build(
     with steps.step("golden images"):
         golden_files, golden = make_golden(stage, model, text, plan.contract, [s.name for s in plan.scenes])
     parity = _parity(stage, graphs, wanted, options, steps)
-    return _manifest(checkpoint, plan, options, files + golden_files, graphs, parity, golden)
+    return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden)
 
 
 def _graphs(
     stage: Path,
     checkpoint: Checkpoint,
-    plan: _Plan,
+    plan: Plan,
     options: ExportOptions,
     precision: str,
     folded: NDArray[np.float64],
@@ -321,80 +227,3 @@ def _parity(
         share = share_for(entry, graphs, wanted)
         rows += measure(entry, stage / entry.onnx, backend, share, gate, steps, options.threads)
     return rows
-
-
-def _manifest(
-    checkpoint: Checkpoint,
-    plan: _Plan,
-    options: ExportOptions,
-    files: list[FileEntry],
-    graphs: list[GraphEntry],
-    parity: list[Parity],
-    golden: list[Any],
-) -> Manifest:
-    from gamma_runtime import __version__
-    from gamma_runtime.manifest import SCHEMA_VERSION, CheckpointInfo, Manifest, SceneEntry
-
-    levels = [float(v) for v in checkpoint.state["score_level"]]
-    info = CheckpointInfo(
-        sha256=checkpoint.sha256,
-        file=_line(checkpoint.path.name),
-        kind=checkpoint.kind,
-        prompts=checkpoint.prompts,
-        prompts_assumed=checkpoint.prompts_assumed,
-        label=_line(checkpoint.label) if checkpoint.label else None,
-        licence=_line(checkpoint.licence) if checkpoint.licence else None,
-        parameters=checkpoint.parameters,
-        score_levels=levels,
-        dims=checkpoint.dims.to_json(),
-    )
-    chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-    del chosen["photos"], chosen["scene_file"]  # paths of the exporting machine; the prompts are recorded
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        tool=f"gamma-edge {__version__}",
-        checkpoint=info,
-        scenes=[SceneEntry(name=s.name, prompts=list(s.prompts), kind=s.kind) for s in plan.scenes],
-        default_scene=plan.scenes[0].name,
-        contract=plan.contract.to_json(),
-        contract_sha256=plan.contract.sha256(),
-        graphs=graphs,
-        parity=parity,
-        golden=golden,
-        files=list({entry.name: entry for entry in files}.values()),
-        libraries=_libraries(),
-        options=chosen | {"licence": info.licence},
-        warnings=_warnings(checkpoint, plan),
-    )
-
-
-def _line(text: str) -> str:
-    """As the manifest wants it: one line, no control characters."""
-    return printable(text)[:500]
-
-
-def _libraries() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("torch", "onnx", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "opencv-python-headless"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _warnings(checkpoint: Checkpoint, plan: _Plan) -> list[str]:
-    warnings = list(checkpoint.warnings)
-    if checkpoint.prompts_assumed:
-        warnings.append(
-            "the checkpoint does not say which prompts it was trained with: sdp assumed (else --prompts plain)"
-        )
-    for scene in plan.scenes:
-        if scene.kind != checkpoint.prompts:
-            warnings.append(
-                f"scene {scene.name}: {scene.kind} prompts, the checkpoint was trained with {checkpoint.prompts} ones"
-            )
-    return warnings

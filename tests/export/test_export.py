@@ -17,7 +17,7 @@ from gamma_export.commands import export as export_command
 from gamma_export.commands import verify as verify_command
 from gamma_export.export import ExportOptions, ExportReport, export
 from gamma_export.verify import verify
-from gamma_runtime.bundle import Bundle, open_bundle
+from gamma_runtime.bundle import Bundle, open_bundle, seal
 from gamma_runtime.errors import GammaError, InputError, IntegrityError, UsageError
 
 SDP = ["natural-quality", "aigc-quality", "underwater-quality", "face-quality", "natural-aesthetics"]
@@ -294,7 +294,7 @@ def test_verify_notices_a_bundle_of_another_model(
     weights.write_bytes(content.tobytes())
     entry = next(e for e in manifest["files"] if e["name"] == weights.name)
     entry["sha256"] = hashlib.sha256(content.tobytes()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(seal(manifest))
     try:
         report = verify(open_bundle(folder), against=tiny_checkpoint, photos=two_photos)
     except GammaError as error:  # the shuffled weights may also give NaN

@@ -1,0 +1,118 @@
+"""What to export: the options, checked, and what follows from them and the checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from gamma_runtime.cli import option
+from gamma_runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from gamma_runtime.contract import Contract
+    from gamma_training.checkpoint import Checkpoint
+    from gamma_training.scenes import Scene
+
+__all__ = ["ExportOptions", "Plan", "check_options", "make_plan"]
+
+_PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint becomes a bundle; all of it is recorded in the manifest."""
+
+    precision: tuple[str, ...] = option(
+        ("fp16",), "fp32, fp16, bf16; several (with commas) make graphs of each", repeat=True
+    )
+    scene: tuple[str, ...] = option(
+        (), "scenes, with commas; those of the checkpoint's own prompt kind when left out", repeat=True
+    )
+    scene_file: Path | None = option(None, "YAML with scenes of your own: name and five prompts, bad to perfect")
+    prompts: Literal["sdp", "plain"] | None = option(
+        None, "prompts that the checkpoint was trained with; the authors' files do not say (assumed: sdp)"
+    )
+    crops: str = option("five", "crop policy: centre, five, gridRxC, randomN or randomN:seedS")
+    native: bool = option(False, "keep the photos' own pixels instead of the scenes' working sizes")
+    batch: str = option("1", "images in one call: a number, or LEAST:OPTIMAL:MOST")
+    joint: bool = option(False, "only the graph of all scenes in one pass, no graph for each scene")
+    attention: Literal["decomposed", "op"] = option(
+        "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX)"
+    )
+    residual: Literal["fp32", "fp16", "bf16"] = option("fp32", "precision of the residual stream in fp16, bf16 graphs")
+    photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
+    backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")
+    gate: float | None = option(None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2 for fp32, fp16, bf16")
+    licence: str | None = option(None, "licence of the checkpoint, recorded in the manifest")
+    expect_sha256: str | None = option(None, "refuse a checkpoint with any other digest")
+    threads: int | None = option(None, "CPU threads of the verification")
+    lock_timeout: float = option(60.0, "seconds to wait for another gamma-export into the same folder")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Options after checking."""
+
+    scenes: list[Scene]
+    contract: Contract
+    precisions: tuple[str, ...]
+    batch: tuple[int, int, int]
+    graphs: list[tuple[str, list[int]]]  # name, indices of its scenes
+
+
+def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, int, int]]:
+    """Precisions, each once, and the batch's (least, optimal, most); before anything heavy happens.
+
+    Raises:
+        UsageError: options that do not exist or do not fit together. EnvironmentFault: no backend to verify with.
+    """
+    from gamma_runtime import backends
+
+    precisions = tuple(dict.fromkeys(p for part in options.precision for p in part.split(",") if p))
+    if not precisions or set(precisions) - set(_PRECISIONS):
+        raise UsageError(
+            f"--precision {' '.join(options.precision)!r}", hint=f"one or more of {', '.join(_PRECISIONS)}"
+        )
+    if options.attention == "op" and "fp32" in precisions:
+        raise UsageError("--attention op is for fp16 and bf16: TensorRT-RTX has no fp32 kernel for it")
+    if options.residual != "fp32" and set(precisions) - {"fp32", options.residual}:
+        raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
+    for precision in precisions:
+        backends.choose(options.backend, precision)
+    if options.gate is not None and not 0 < options.gate < 1:
+        raise UsageError(f"--gate {options.gate} is not between 0 and 1")
+    if not 0 <= options.lock_timeout < float("inf"):
+        raise UsageError(f"--lock-timeout {options.lock_timeout} is not a number of seconds")
+    try:
+        numbers = [int(part) for part in options.batch.split(":")]
+        least, optimal, most = numbers * 3 if len(numbers) == 1 else numbers
+    except ValueError as error:
+        raise UsageError(f"--batch {options.batch!r}", hint="a number such as 1, or a range such as 1:4:8") from error
+    if not 1 <= least <= optimal <= most <= 256:
+        raise UsageError(f"--batch {options.batch!r}: needs 1 <= LEAST <= OPTIMAL <= MOST <= 256")
+    return precisions, (least, optimal, most)
+
+
+def make_plan(
+    options: ExportOptions, checkpoint: Checkpoint, precisions: tuple[str, ...], batch: tuple[int, int, int]
+) -> Plan:
+    """Scenes, contract and graphs.
+
+    Raises:
+        UsageError: an unknown scene or crop policy. InputError: a scene file, or a checkpoint for other crops.
+    """
+    from gamma_runtime.contract import CROP, Contract, CropPolicy
+    from gamma_runtime.errors import InputError
+    from gamma_training.scenes import find_scenes, load_scenes, scenes_of
+
+    if checkpoint.dims.image != CROP:
+        raise InputError(f"{checkpoint.path}: takes {checkpoint.dims.image}-pixel crops; the runtime cuts {CROP}")
+    user = load_scenes(options.scene_file) if options.scene_file else []
+    scenes = find_scenes(options.scene, user) if options.scene else (user or scenes_of(checkpoint.prompts))
+    names = {scene.name: None if options.native else scene.short_side for scene in scenes}
+    everything = list(range(len(scenes)))
+    graphs = [] if options.joint else [(scene.name, [i]) for i, scene in enumerate(scenes)]
+    if options.joint or len(scenes) > 1:
+        graphs.insert(0, ("joint", everything))
+    return Plan(scenes, Contract(names, crop=CropPolicy.parse(options.crops)), precisions, batch, graphs)
