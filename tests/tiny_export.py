@@ -129,9 +129,28 @@ def whole(bundle: Path) -> str:
     return opened.sha256
 
 
-def run(command: str, args: Sequence[str | Path], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def spawn(command: str, args: Sequence[str | Path], **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """One of our commands in a process of its own."""
     home = "gamma_export" if command in ("export", "verify") else "gamma_runtime"
     start = f"import sys; from {home}.commands.{command} import main; sys.exit(main())"
     argv = [sys.executable, "-c", start, *map(str, args)]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, **kwargs)
+
+
+COMMANDS = ("run", "verify", "build", "doctor")
+
+
+def command(name: str, bundle: Path, photo: str) -> int:
+    """One of the commands that read a bundle, in this process; its exit code."""
+    from gamma_export.commands import verify
+    from gamma_runtime.cli import run_command
+    from gamma_runtime.commands import build, doctor, run
+
+    known: dict[str, tuple[Any, Any, list[str]]] = {
+        "run": (run.run, run.RunOptions, [photo, "--threads", "1", "--json"]),
+        "verify": (verify.verify_command, verify.VerifyOptions, ["--threads", "1", "--json"]),
+        "build": (build.build, build.BuildOptions, ["--engine", "tensorrt-rtx", "--json"]),
+        "doctor": (doctor.doctor, doctor.DoctorOptions, ["--json"]),
+    }
+    function, options_type, rest = known[name]
+    return run_command(f"gamma-{name}", function, options_type, [str(bundle), *rest, "--quiet"])
