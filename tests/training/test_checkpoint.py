@@ -25,21 +25,10 @@ from gamma_training.checkpoint import (
     write_safetensors,
 )
 from gamma_training.dims import GammaDims, TowerDims
-from gamma_training.initialise import FIRST_MOAE, gamma_from_clip
-from gamma_training.model import Gamma, expected_shapes
+from gamma_training.model import Gamma
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
-from tests.training.tiny import TINY, clip_state, dims, save, state, tower
-
-
-def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
-    """Same names and, bit for bit, the same float32 values."""
-    return set(left) == set(right) and all(
-        left[n].dtype == right[n].dtype == torch.float32
-        and left[n].shape == right[n].shape
-        and torch.equal(left[n].view(-1).view(torch.int32), right[n].reshape(-1).view(torch.int32))
-        for n in left
-    )
+from tests.training.tiny import TINY, dims, same, save, state, tower
 
 
 def scores(model: Gamma) -> Tensor:
@@ -251,107 +240,6 @@ def test_any_size_is_read_from_the_file(tmp_path: Path, size: GammaDims, layout:
     assert bool(torch.isfinite(result).all())
     assert float(levels.min()) <= float(result.min()) <= float(result.max()) <= float(levels.max())
     assert not torch.equal(result[0], result[1])
-
-
-# A base CLIP or UniQA state dict
-
-
-@pytest.fixture(scope="module")
-def clip() -> dict[str, Tensor]:
-    return clip_state()
-
-
-@pytest.mark.parametrize("extras", [True, False])
-def test_base_clip_becomes_an_untrained_gamma(tmp_path: Path, clip: dict[str, Tensor], extras: bool) -> None:
-    numbers = {"input_resolution": torch.tensor(224), "context_length": torch.tensor(77), "vocab_size": 49408}
-    found = read_checkpoint(save(tmp_path / "clip.pt", {**clip, **(numbers if extras else {})}))
-    assert (found.kind, found.label) == ("base-clip", "untrained experts and adapter")
-    assert (found.dims.vision.first_moae, found.dims.vision.experts) == (6, 3)
-    assert (found.dims.text.first_moae, found.dims.text.experts) == (6, 3)
-    assert set(found.state) == set(expected_shapes(found.dims))
-    assert any("all zero" in warning and ".scale" in warning for warning in found.warnings)
-
-
-def test_experts_are_copies_of_the_blocks_mlp(tmp_path: Path, clip: dict[str, Tensor]) -> None:
-    made = read_checkpoint(save(tmp_path / "clip.pt", clip)).state
-    for prefix in ("visual.", ""):
-        for block in (6, 7):
-            mlp = f"{prefix}transformer.resblocks.{block}.mlp."
-            for part in ("c_fc.weight", "c_fc.bias", "c_proj.weight", "c_proj.bias"):
-                expected = clip[mlp + part].half().float()
-                for home in ("useful_experts", "experts.expert_0", "experts.expert_1", "experts.expert_2"):
-                    assert torch.equal(made[f"clip_model.{mlp}{home}.{part}"], expected)
-            assert float(made[f"clip_model.{mlp}scale"]) == 0.0
-            gate = made[f"clip_model.{mlp}gating.layer1.weight"]
-            assert 0 < float(gate.abs().max()) <= gate.shape[1] ** -0.5
-    assert made["score_level"].tolist() == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
-
-
-def test_rounding_to_half_precision(tmp_path: Path, clip: dict[str, Tensor]) -> None:
-    made = read_checkpoint(save(tmp_path / "clip.pt", clip)).state
-    kept = [n for n in clip if n.endswith("embedding") or "embedding." in n or ".ln_" in n or n.startswith("ln_")]
-    kept.append("logit_scale")
-    assert {"class_embedding", "positional_embedding"} < {name.split(".")[-1] for name in kept}
-    mlp = {f"{p}transformer.resblocks.{i}.mlp." for p in ("visual.", "") for i in range(FIRST_MOAE, 8)}
-    for name, tensor in clip.items():
-        if not any(name.startswith(prefix) for prefix in mlp):
-            assert torch.equal(made[f"clip_model.{name}"], tensor if name in kept else tensor.half().float()), name
-    assert not torch.equal(clip["visual.proj"], clip["visual.proj"].half().float())
-
-
-def test_an_untrained_gamma_is_base_clip_and_adapter(tmp_path: Path, clip: dict[str, Tensor]) -> None:
-    found = read_checkpoint(save(tmp_path / "clip.pt", clip))
-    gamma = build_model(found)
-    plain_dims = dims(tower(64, 8, 8), tower(64, 8, 8))
-    plain = Gamma(plain_dims).eval()
-    rounded = {n: found.state[f"clip_model.{n}"] for n in clip if f"clip_model.{n}" in found.state}
-    plain.clip_model.load_state_dict({**{n: t.half().float() for n, t in clip.items()}, **rounded}, strict=True)
-    crops = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    tokens = tokenize(SCENES["plain"].prompts, 16)
-    with torch.inference_mode():
-        features = plain.clip_model.visual(plain.normalise(crops))
-        residual = torch.relu(features @ found.state["adapter.fc.0.weight"].T) @ found.state["adapter.fc.2.weight"].T
-        torch.testing.assert_close(gamma.image_features(crops), features + residual.relu(), rtol=0, atol=1e-5)
-        torch.testing.assert_close(gamma.text_features(tokens), plain.text_features(tokens), rtol=0, atol=1e-6)
-
-
-def test_base_clip_import_is_deterministic_and_writable(tmp_path: Path, clip: dict[str, Tensor]) -> None:
-    found = read_checkpoint(save(tmp_path / "clip.pt", clip))
-    assert same(found.state, gamma_from_clip(tmp_path / "clip.pt", clip))
-    write_authors(tmp_path / "gamma.pth", found.state, label=found.label)
-    write_safetensors(tmp_path / "gamma.safetensors", found.state, prompts="sdp", label=found.label)
-    for name in ("gamma.pth", "gamma.safetensors"):
-        assert same(read_checkpoint(tmp_path / name).state, found.state)
-
-
-def test_half_precision_module_prefixed_and_wrapped_clip(tmp_path: Path, clip: dict[str, Tensor]) -> None:
-    """UniQA's trainer keeps its linear weights in float16 on the GPU."""
-    mixed = {f"module.{n}": t.half() if t.dim() == 2 and "embedding" not in n else t for n, t in clip.items()}
-    found = read_checkpoint(save(tmp_path / "clip.pt", {"state_dict": mixed}))
-    assert same(found.state, gamma_from_clip(tmp_path / "clip.pt", clip))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"visual.proj": None}, "no room for MoAE"),
-        ({"visual.proj": torch.ones(64)}, "visual.proj has shape"),
-        ({"visual.transformer.resblocks.7.mlp.c_fc.weight": torch.ones(128)}, r"c_fc\.weight has shape \[128\]"),
-        ({"visual.transformer.resblocks.2.mlp.c_fc.weight": torch.full((128, 64), 1e5)}, "beyond float16's 65504"),
-        ({"text_projection": torch.ones(64, 32)}, "text_projection has shape"),
-        ({"ln_final.bias": None}, "1 missing: clip_model.ln_final.bias"),
-        ({"extra": torch.ones(2)}, "1 unexpected: clip_model.extra"),
-    ],
-)
-def test_bad_base_clips(tmp_path: Path, clip: dict[str, Tensor], change: dict[str, Any], message: str) -> None:
-    content = {name: tensor for name, tensor in {**clip, **change}.items() if tensor is not None}
-    with pytest.raises(InputError, match=message):
-        read_checkpoint(save(tmp_path / "clip.pt", content))
-
-
-def test_a_shallow_clip_has_no_room_for_moae(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="a CLIP with 6 blocks and no room for MoAE from block 6 on"):
-        read_checkpoint(save(tmp_path / "clip.pt", clip_state(layers=6)))
 
 
 # Writing

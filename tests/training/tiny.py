@@ -45,6 +45,16 @@ def state(model_dims: GammaDims = TINY) -> dict[str, Tensor]:
     return dict(_state(model_dims))
 
 
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Same names and, bit for bit, the same float32 values."""
+    return set(left) == set(right) and all(
+        left[n].dtype == right[n].dtype == torch.float32
+        and left[n].shape == right[n].shape
+        and torch.equal(left[n].view(-1).view(torch.int32), right[n].reshape(-1).view(torch.int32))
+        for n in left
+    )
+
+
 def save(path: Path, content: object) -> Path:
     with path.open("wb") as stream:
         torch.save(content, stream)

@@ -41,6 +41,7 @@ _BASE_MARK = "visual.conv1.weight"  # a base CLIP's names have no `clip_model.`
 _BASE_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
 _MAX_CONFIG = 2**20  # bytes
 _MAX_TEXT = 300  # characters of a label or licence
+_LINE = f"one line of up to {_MAX_TEXT} characters"
 _LISTED = 10
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -141,7 +142,9 @@ def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(f"{path}: {len(odd)} keys are not names, such as {shown(repr(odd[0]))}", hint=hint)
     note = loaded.get(_NOTE_KEY, {})
     if not isinstance(note, Mapping):
-        raise InputError(f"{path}: {_NOTE_KEY} is a {type(note).__name__}, expected a mapping")
+        raise InputError(
+            f"{path}: {_NOTE_KEY} is a {type(note).__name__}, expected a mapping", hint=f"take {_NOTE_KEY} out"
+        )
     return dict(inner), _checked_config(path, {key: note.get(key) for key in ("label", "licence", "prompts")})
 
 
@@ -164,7 +167,7 @@ def _checked_digest(path: Path, expected: str | None, config: Mapping[str, Any])
     try:
         digest = hash_file(path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be read ({error.strerror})", hint="check the disk") from error
     for source, wanted in (("--expect-sha256", expected), ("its config", config.get("weights_sha256"))):
         if wanted and wanted.lower() != digest:
             raise IntegrityError(
@@ -181,7 +184,7 @@ def _checked_dims(path: Path, tensors: dict[str, Tensor], config: Mapping[str, A
         _check_config_dims(dims, config)
         _check_shapes(dims, shapes)
     except InputError as error:
-        raise InputError(f"{path}: {error.message}", hint=error.hint) from error
+        raise InputError(f"{path}: {error.message}", hint=error.hint or "is it a Gamma of another kind?") from error
     return dims
 
 
@@ -237,30 +240,35 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{config}: the config beside the weights cannot be read ({shown(error)})") from error
+        raise InputError(
+            f"{config}: the config beside the weights cannot be read ({shown(error)})", hint="fetch both files again"
+        ) from error
     if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("version") != 1:
-        raise InputError(f"{config}: not a '{_FORMAT}' config of version 1")
+        raise InputError(f"{config}: not a '{_FORMAT}' config of version 1", hint="convert the model's .pth instead")
     if data.get("prompts") is None:
-        raise InputError(f"{config}: prompts is missing, expected 'sdp' or 'plain'")
+        raise InputError(f"{config}: prompts is missing, expected 'sdp' or 'plain'", hint="add it")
     return _checked_config(config, data)
 
 
 def _checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Values that are used later have their types; None is as good as absent."""
-    if data.get("prompts") not in (None, "sdp", "plain"):
-        raise InputError(f"{path}: prompts is {shown(repr(data['prompts']))}, expected 'sdp' or 'plain'")
-    for key in ("label", "licence"):
-        value = data.get(key)
-        if value is not None and not (isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT):
-            raise InputError(
-                f"{path}: {key} is {shown(repr(value))}, expected one line of up to {_MAX_TEXT} characters"
-            )
     digest = data.get("weights_sha256")
-    if digest is not None and not (isinstance(digest, str) and _SHA256.fullmatch(digest)):
-        raise InputError(f"{path}: weights_sha256 is {shown(repr(digest))}, expected 64 hexadecimal digits")
-    if not isinstance(data.get("dims") or {}, dict):
-        raise InputError(f"{path}: dims is {shown(repr(data['dims']))}, expected an object")
+    faults = {
+        "prompts": data.get("prompts") not in (None, "sdp", "plain") and "'sdp' or 'plain'",
+        "label": not _is_line(data.get("label")) and _LINE,
+        "licence": not _is_line(data.get("licence")) and _LINE,
+        "weights_sha256": not (digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest)))
+        and "64 hexadecimal digits",
+        "dims": not isinstance(data.get("dims") or {}, dict) and "an object",
+    }
+    for key, expected in faults.items():
+        if expected:
+            raise InputError(f"{path}: {key} is {shown(repr(data[key]))}, expected {expected}", hint="correct it there")
     return data
+
+
+def _is_line(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT)
 
 
 def _ordered(state: Mapping[str, Tensor]) -> tuple[GammaDims, OrderedDict[str, Tensor]]:

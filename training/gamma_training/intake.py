@@ -11,6 +11,7 @@ import lzma
 import math
 import stat
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import Counter
@@ -36,6 +37,7 @@ _SAFETENSORS_TYPES = ("F32", "F16", "BF16")
 _ABSURD = 1e6
 _LISTED = 10
 _FETCH = "fetch the file again"
+_WEIGHTS_ONLY = "save only the weights again, as dense float32 tensors"
 # What zipfile, zlib and pickletools raise on damaged input.
 _DAMAGED = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, OSError,
@@ -58,15 +60,16 @@ def check_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     try:
         status = path.stat()  # before opening: a FIFO without a writer blocks
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path}: not a regular file")
+            raise InputError(f"{path}: not a regular file", hint="name a .pth or .safetensors file")
         with path.open("rb") as stream:
             head = stream.read(64)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason})", hint="check the path and the permissions") from error
     if not head:
         raise InputError(f"{path}: the file is empty", hint="the download or copy failed; fetch it again")
     if status.st_size > limit:
-        raise InputError(f"{path}: {status.st_size} bytes; the limit is {limit}")
+        raise InputError(f"{path}: {status.st_size} bytes; the limit is {limit}", hint="this is some other file")
     if head.startswith(_GIT_LFS):
         raise InputError(f"{path}: a Git LFS pointer, not the checkpoint itself", hint="run `git lfs pull`")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")):
@@ -77,11 +80,19 @@ def check_file(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def is_safetensors(path: Path, head: bytes) -> bool:
-    """By content: eight bytes of length, then a JSON object; the suffix decides only when the content says nothing."""
+    """By content: eight bytes of length, then a JSON object.
+
+    Raises:
+        InputError: called .safetensors, and neither that nor anything else that is known.
+    """
     if head.startswith(_ZIP):
         return False
-    fits = int.from_bytes(head[:8], "little") + 8 <= path.stat().st_size
-    return path.suffix == ".safetensors" or (fits and head[8:9] == b"{")
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] == b"{" and length + 8 <= path.stat().st_size:
+        return True
+    if path.suffix != ".safetensors" or (head[:1] == b"\x80" and head[8:9] != b"{"):  # the latter is a pickle
+        return False
+    raise InputError(f"{path}: damaged safetensors header (length {length})", hint=_FETCH)
 
 
 def read_torch(path: Path) -> Any:
@@ -100,7 +111,9 @@ def read_torch(path: Path) -> Any:
         raise InputError(f"{path}: made by torch.save, in spite of its name", hint="rename it to .pth")
     records = _check_archive(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about unusual pickles: either they are refused here or all is well
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ... for damaged files
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise EnvironmentFault(
@@ -147,7 +160,7 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
     size = path.stat().st_size
     promised = sum(entry.file_size for entry in entries)
     if promised > size * _SLACK:
-        raise InputError(f"{path}: a zip bomb; {size} bytes that expand to {promised}; refused")
+        raise InputError(f"{path}: a zip bomb; {size} bytes that expand to {promised}; refused", hint=_FETCH)
     names = [entry.filename.lower() for entry in entries]  # torch's reader ignores case
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         raise IntegrityError(
@@ -164,7 +177,9 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
                 hint="unpack it and zip it again with `zip -0`, or fetch the original",
             )
         if entry.filename.lower().endswith("data.pkl") and entry.file_size > MAX_HEADER:
-            raise InputError(f"{path}: its pickle has {entry.file_size} bytes; the limit is {MAX_HEADER}")
+            raise InputError(
+                f"{path}: its pickle has {entry.file_size} bytes; the limit is {MAX_HEADER}", hint=_WEIGHTS_ONLY
+            )
 
 
 def _check_pickle(path: Path, found: Findings) -> None:
@@ -178,7 +193,7 @@ def _check_pickle(path: Path, found: Findings) -> None:
         name, kind = found.other[0]
         raise InputError(
             f"{path}: {shown(name)} is {kind}; expected a plain dense tensor",
-            hint="save it again as dense float32",
+            hint=_WEIGHTS_ONLY,
         )
     if found.shared_tuple:
         raise InputError(f"{path}: damaged checkpoint (its pickle uses one tuple twice)", hint=_FETCH)
@@ -247,7 +262,8 @@ def _check_types(path: Path, header: Any) -> None:
         found = entry.get("dtype") if isinstance(entry, dict) else entry
         if name != "__metadata__" and found not in _SAFETENSORS_TYPES:
             raise InputError(
-                f"{path}: {shown(name)} has dtype {shown(found)}; expected {', '.join(_SAFETENSORS_TYPES)}"
+                f"{path}: {shown(name)} has dtype {shown(found)}; expected {', '.join(_SAFETENSORS_TYPES)}",
+                hint=_WEIGHTS_ONLY,
             )
 
 
@@ -265,11 +281,13 @@ def clean_tensors(path: Path, raw: Mapping[str, Any]) -> dict[str, Tensor]:
     made: dict[str, Tensor] = {}
     for name, value in raw.items():
         if not isinstance(value, torch.Tensor):
-            raise InputError(f"{path}: {shown(name)} is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{path}: {shown(name)} is a {type(value).__name__}, not a tensor", hint=_WEIGHTS_ONLY)
         _check_tensor(path, shown(name), value)
         promised += value.numel() * value.element_size()
         if promised > room:  # many tensors on one storage: each fits, and together they are a bomb
-            raise InputError(f"{path}: its tensors promise over {promised} bytes, the file holds fewer")
+            raise InputError(
+                f"{path}: its tensors promise over {promised} bytes, the file holds fewer", hint=_WEIGHTS_ONLY
+            )
         made[name] = value.detach().resolve_neg().to(torch.float32).contiguous()
     _refuse_non_finite(path, made)
     return made
@@ -278,14 +296,17 @@ def clean_tensors(path: Path, raw: Mapping[str, Any]) -> dict[str, Tensor]:
 def _check_tensor(path: Path, name: str, value: Tensor) -> None:
     import torch
 
+    fault = ""
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-        raise InputError(f"{path}: {name} is {value.layout} on {value.device}; expected a plain dense tensor")
-    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise InputError(f"{path}: {name} has dtype {value.dtype}; expected float32, float16 or bfloat16")
-    if value.numel() == 0:
-        raise InputError(f"{path}: {name} has shape {list(value.shape)}, so no values")
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise InputError(f"{path}: {name} promises {math.prod(value.shape)} values, its storage holds fewer")
+        fault = f"is {value.layout} on {value.device}; expected a plain dense tensor"
+    elif value.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        fault = f"has dtype {value.dtype}; expected float32, float16 or bfloat16"
+    elif value.numel() == 0:
+        fault = f"has shape {list(value.shape)}, so no values"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        fault = f"promises {math.prod(value.shape)} values, its storage holds fewer"
+    if fault:
+        raise InputError(f"{path}: {name} {fault}", hint=_WEIGHTS_ONLY)
 
 
 def _refuse_non_finite(path: Path, tensors: dict[str, Tensor]) -> None:

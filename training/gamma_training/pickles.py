@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickletools
+import warnings
 
 __all__ = ["Findings", "is_pickle", "scan"]
 
@@ -68,6 +69,17 @@ def scan(pickle: bytes) -> Findings:
         ValueError: not a pickle, or a truncated one.
     """
     found = Findings()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pickletools' on odd escapes in text
+            _walk(pickle, found)
+    except (ValueError, IndexError, OverflowError) as error:
+        if not found.code:  # garbage after an import does not make it harmless
+            raise ValueError(f"not a whole pickle: {error}") from error
+    return found
+
+
+def _walk(pickle: bytes, found: Findings) -> None:
     previous, last_string = "", ""
     tuples: set[object] = set()
     for opcode, argument, _ in pickletools.genops(pickle):
@@ -83,7 +95,6 @@ def scan(pickle: bytes) -> Findings:
         elif name in ("BINGET", "LONG_BINGET") and argument in tuples:
             found.shared_tuple = True
         previous = name
-    return found
 
 
 def _file(found: Findings, imported: str, last_string: str) -> None:
@@ -99,7 +110,9 @@ def _file(found: Findings, imported: str, last_string: str) -> None:
 def is_pickle(content: bytes) -> bool:
     """Whether the bytes are a whole pickle, of the text protocol 0 too, that imports something."""
     try:
-        names = [opcode.name for opcode, _, _ in pickletools.genops(content)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            names = {opcode.name for opcode, _, _ in pickletools.genops(content)}
     except (ValueError, IndexError, OverflowError):
         return False
     return not {"GLOBAL", "INST", "STACK_GLOBAL"}.isdisjoint(names)
