@@ -1,0 +1,123 @@
+"""The README's numbers, made from the committed result files.
+
+    python benchmarks/tables.py            rewrite the blocks between the README's markers
+
+tests/packaging/test_readme_numbers.py fails when the README says anything else than the files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _load(pattern: str) -> dict[str, Any] | None:
+    files = sorted(RESULTS.glob(pattern))
+    return json.loads(files[0].read_text()) if files else None
+
+
+def _table(titles: list[str], rows: list[list[str]]) -> str:
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def fidelity() -> str:
+    """Parity, then the negative controls."""
+    result = _load("fidelity.json")
+    if result is None:
+        return "not measured"
+    parity = [
+        [
+            row["precision"] + ("" if row["what"] == "default" else f", {row['what']}"),
+            row["backend"] + (" (emulated)" if row["emulated"] else ""),
+            f"{row['max_abs']:.1e}",
+            f"{row['max_abs_share_of_std']:.2%}",
+            f"{row['limit']:g}",
+        ]
+        for row in result["parity"]
+    ]
+    controls = [
+        [
+            row["what"],
+            row["precision"],
+            f"{row['max_abs']:.1e}",
+            f"{row['limit']:g}",
+            "yes" if row["caught"] else "NO",
+        ]
+        for row in result["negative_controls"]
+    ]
+    spread = f"{min(result['score_std_by_scene']):.2f} to {max(result['score_std_by_scene']):.2f}"
+    return "\n\n".join(
+        [
+            _table(["graph", "backend", "max abs difference", "of the scores' std", "limit"], parity),
+            f"{result['photos']} photos, one crop each; standard deviation of the scores {spread} by scene. "
+            f"Scene graphs against the joint graph, fp32: {result['scene_graphs_against_joint_fp32']:.0e}.",
+            _table(["broken on purpose", "precision", "max abs difference", "limit", "caught"], controls),
+        ]
+    )
+
+
+def export_cost() -> str:
+    """Seconds, memory and bytes of a full-size export."""
+    result = _load("export_full-*.json")
+    if result is None:
+        return "not measured"
+    machine = result["machine"]
+    rows = [
+        [goal["what"], f"{goal['measured']:.3g} {goal['unit']}", "met" if goal["met"] else "NOT met"]
+        for goal in result["goals"]
+    ]
+    doubt = "" if result["valid"] else f" **Not a valid measurement**: {'; '.join(result['doubts'])}."
+    return (
+        f"Export of a full-size checkpoint to a verified five-scene fp16 bundle ({machine['cpu']}, "
+        f"{machine['cores']} cores, {len(result['rounds'])} rounds, "
+        f"median {result['median_seconds']:.0f} s):{doubt}\n\n" + _table(["goal", "measured", "goal is"], rows)
+    )
+
+
+def eager() -> str:
+    """Eager PyTorch in the authors' way against the fp32 graph."""
+    result = _load("eager_vs_graph-*.json")
+    if result is None:
+        return "not measured"
+    machine = result["machine"]
+    rows = [
+        [
+            {"eager": "PyTorch, the authors' way"}.get(name, f"fp32 graph on {name}"),
+            f"{one['median_ms']:.0f} ms",
+            f"{one['ratio']:.2f} ({one['ratio_least']:.2f} to {one['ratio_most']:.2f})",
+            f"{one['score_difference']:.0e}",
+        ]
+        for name, one in result["contenders"].items()
+    ]
+    doubt = "" if result["valid"] else f" **Not a valid measurement**: {'; '.join(result['doubts'])}."
+    return (
+        f"One 512x384 photo, ten crops, crops to score ({machine['cpu']}, {machine['cores']} cores; each contender in "
+        f"a process of its own, medians of {len(result['rounds'])} interleaved rounds):{doubt}\n\n"
+        + _table(["contender", "median", "times as fast (range over rounds)", "score difference"], rows)
+    )
+
+
+BLOCKS = {"fidelity": fidelity, "export cost": export_cost, "eager": eager}
+
+
+def fill(readme: str) -> str:
+    """The README with every block between its markers made anew."""
+    for name, make in BLOCKS.items():
+        pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
+        readme, count = pattern.subn(lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", readme)
+        if count != 1:
+            raise SystemExit(f"README.md: {count} blocks named {name!r}, expected 1")
+    return readme
+
+
+if __name__ == "__main__":
+    path = ROOT / "README.md"
+    path.write_text(fill(path.read_text()))
+    sys.exit(0)
