@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,13 +103,15 @@ def staging(out: Path) -> Iterator[Path]:
         OutputError: it cannot be made.
     """
     existed = out.is_dir()
+    # Named before it exists: a signal may come between the making and the next line.
+    stage = out / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
     try:
-        stage = _make_stage(out)
-    except OSError as error:
-        raise OutputError(
-            f"{out}: cannot be made ({error.strerror})", hint="check the path and the permissions"
-        ) from error
-    try:
+        try:
+            _make(out, stage)
+        except OSError as error:
+            raise OutputError(
+                f"{out}: cannot be made ({error.strerror})", hint="check the path and the permissions"
+            ) from error
         yield stage
     finally:
         shutil.rmtree(stage, ignore_errors=True)
@@ -117,25 +119,28 @@ def staging(out: Path) -> Iterator[Path]:
             _remove_if_empty(out)
 
 
-def _make_stage(out: Path) -> Path:
+def _make(out: Path, stage: Path) -> None:
     for attempt in range(_TRIES):
         out.mkdir(exist_ok=True)
         sweep_temporaries(out)
         try:
-            return Path(tempfile.mkdtemp(prefix=f"{TEMPORARY_PREFIX}{os.getpid()}-", dir=out))
+            stage.mkdir(mode=0o700)
         except FileNotFoundError:  # another exporter failed just now and took its empty folder away
             if attempt == _TRIES - 1:
                 raise
-    raise FileNotFoundError(out)
+        else:
+            return
 
 
 def _remove_if_empty(out: Path) -> None:
     """Undo our own mkdir, unless another exporter is at work there."""
     with contextlib.suppress(OSError, OutputError):
-        if set(os.listdir(out)) <= {LOCK}:
+        if os.listdir(out) == [LOCK]:
             with locked(out, 0):
                 (out / LOCK).unlink()  # who waits for it sees that it is gone
                 out.rmdir()
+        else:
+            out.rmdir()
 
 
 def add_file(stage: Path, stem: str, suffix: str, content: bytes) -> FileEntry:
