@@ -7,5 +7,6 @@ HOMES = {"gamma_export": ".", "gamma_runtime": "runtime", "gamma_calib": "calib"
 setup(
     packages=[p for home in HOMES.values() for p in find_packages(home, include=["gamma_*"])],
     package_dir={name: f"{home}/{name}" for name, home in HOMES.items()},
+    include_package_data=False,  # package_data says it all; else data folders are taken for packages
     package_data={name: ["py.typed", "data/*", "data/**/*"] for name in HOMES},
 )
