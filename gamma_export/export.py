@@ -71,11 +71,11 @@ def export(
 
     steps = steps or Steps()
     precisions, batch = check_options(options)
-    for module in ("torch", "onnx", "scipy"):
-        require(module, "export")
     source = None if checkpoint is None or str(checkpoint) == DEMO else Path(os.path.expanduser(checkpoint))
     out = Path(os.path.expanduser(out)).absolute()
     check_output(out, source)
+    for module in ("torch", "onnx", "scipy"):
+        require(module, "export")
     with staging(out) as stage:
         with steps.step("checkpoint"):
             read = read_checkpoint(

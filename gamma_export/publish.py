@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from gamma_runtime.bundle import ENGINES, MANIFEST, check_file, parse_manifest, seal
 from gamma_runtime.errors import IntegrityError, OutputError
-from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked, sweep_temporaries, sync_directory, write_atomically
+from gamma_runtime.files import (
+    LOCK,
+    TEMPORARY_PREFIX,
+    check_path,
+    locked,
+    sweep_temporaries,
+    sync_directory,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     from gamma_runtime.manifest import FileEntry, Manifest
@@ -39,7 +47,9 @@ def check_output(out: Path, checkpoint: Path | None) -> None:
     Raises:
         OutputError: ``out`` is a file, a folder with other things in it, or the checkpoint; its parent is missing or
             not writable; or no file system takes such a name.
+        UsageError: the name is not UTF-8, or has a NUL in it.
     """
+    check_path(out)
     try:
         if checkpoint is not None and (out == checkpoint.absolute() or _same(out, checkpoint)):
             raise OutputError(f"{out}: output and checkpoint are the same path", hint=_HINT)
@@ -50,7 +60,7 @@ def check_output(out: Path, checkpoint: Path | None) -> None:
         parent = out if out.is_dir() else out.parent
         if not parent.is_dir():
             raise OutputError(f"{parent}: no such folder", hint=f"mkdir -p {shlex.quote(str(parent))}")
-    except (OSError, ValueError) as error:  # too long, or a NUL in it
+    except OSError as error:  # too long
         raise OutputError(f"{out}: cannot be used ({error})", hint=_HINT) from error
     if not os.access(parent, os.W_OK | os.X_OK):
         raise OutputError(f"{parent}: not writable", hint="check the permissions, or choose another place")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def copy(to: Path, seed: int = 7, precision: str = "fp16") -> Path:
     return to
 
 
+def publish_again(out: Path, new: Path, lock_timeout: float = 1.0) -> None:
+    """Publish the files of another bundle as gamma-export does once it has made and proven them."""
+    from gamma_export.publish import add_file, check_output, publish, staging
+    from gamma_runtime.bundle import open_bundle
+
+    made = open_bundle(new).manifest
+    check_output(out, None)
+    with staging(out) as stage:
+        for entry in made.files:
+            add_file(stage, entry.name.rpartition("-")[0], Path(entry.name).suffix, (new / entry.name).read_bytes())
+        publish(stage, out, made, lock_timeout)
+
+
 def manifest(bundle: Path) -> dict[str, Any]:
     """What manifest.json says."""
     data: dict[str, Any] = json.loads((bundle / MANIFEST).read_bytes())
@@ -112,12 +126,14 @@ def graph(bundle: Path, name: str = SCENES[0]) -> dict[str, Any]:
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
-    """Every path under a folder with its content (None for folders), but for the lock."""
-    return {
-        str(path.relative_to(folder)): None if path.is_dir() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
-    }
+    """Every path under a folder with its content (None for folders, links by their target), but for the lock."""
+
+    def content(path: Path) -> bytes | None:
+        if path.is_symlink():
+            return os.fsencode(os.readlink(path))
+        return None if path.is_dir() else path.read_bytes()
+
+    return {str(path.relative_to(folder)): content(path) for path in sorted(folder.rglob("*")) if path.name != ".lock"}
 
 
 def whole(bundle: Path) -> str:
@@ -135,6 +151,15 @@ def spawn(command: str, args: Sequence[str | Path], **kwargs: Any) -> subprocess
     start = f"import sys; from {home}.commands.{command} import main; sys.exit(main())"
     argv = [sys.executable, "-c", start, *map(str, args)]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, **kwargs)
+
+
+def export_command(*extra: str | Path, **changes: str) -> int:
+    """gamma-export in this process, where torch is loaded already; its exit code."""
+    from gamma_export.commands import export
+    from gamma_runtime.cli import run_command
+
+    argv = [*arguments(**changes), *map(str, extra)]
+    return run_command("gamma-export", export.export_command, export.ExportCommand, argv)
 
 
 COMMANDS = ("run", "verify", "build", "doctor")

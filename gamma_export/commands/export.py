@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gamma_export.export import DEMO, ExportOptions, ExportReport
-from gamma_runtime.cli import CommonOptions, log, option, out, quoted, run_command
+from gamma_runtime.cli import CommonOptions, log, option, out, printable, quoted, run_command
 from gamma_runtime.errors import EXIT_GATE, EXIT_OK, UsageError
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _as_text(report: ExportReport) -> str:
     label = f", {report.label}" if report.label else ""
     state = "published" if report.published else "NOT published"
     size = f"{report.bytes / 1e6:.1f} MB, {len(report.scenes)} scenes{label}, {report.seconds:.1f} s"
-    return f"{table(report.parity)}\n{report.bundle}: {state} ({size})"
+    return f"{table(report.parity)}\n{printable(str(report.bundle))}: {state} ({size})"
 
 
 def main() -> int:

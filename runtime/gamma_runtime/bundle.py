@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from gamma_runtime.cli import printable
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, IntegrityError
+from gamma_runtime.files import check_path
 
 if TYPE_CHECKING:
     from gamma_runtime.contract import Contract
@@ -227,12 +228,14 @@ def open_bundle(folder: Path | str) -> Bundle:
 
     Raises:
         InputError: no such folder, or a newer schema. IntegrityError: the manifest is missing, broken or contradictory.
+        UsageError: the folder's path is not UTF-8, or has a NUL in it.
 
     Example:
         >>> bundle = open_bundle("photo.gamma")
         >>> bundle.manifest.default_scene
     """
     folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    check_path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such bundle folder", hint="gamma-export CHECKPOINT -o NAME.gamma makes one")
     path = folder / MANIFEST

@@ -12,11 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gamma_runtime.errors import OutputError
+from gamma_runtime.errors import OutputError, UsageError
 
 __all__ = [
     "LOCK",
     "TEMPORARY_PREFIX",
+    "check_path",
     "hash_file",
     "locked",
     "sweep_temporaries",
@@ -29,6 +30,22 @@ _CHUNK = 1 << 20
 LOCK = ".lock"
 TEMPORARY_PREFIX = ".gamma-tmp-"
 _TEMPORARY_MAX_AGE = 3600.0  # seconds
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that no file system, or none of the ONNX libraries, can be given.
+
+    Raises:
+        UsageError: a NUL in it, or its bytes are not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"{os.fsencode(path)!r}: this path is not UTF-8, and ONNX libraries take no other", hint="rename it"
+        ) from error
+    if "\0" in str(path):
+        raise UsageError(f"{str(path)!r}: a path with a NUL in it")
 
 
 def hash_file(path: Path) -> str:
