@@ -14,6 +14,7 @@ PHOTOS := gamma_export/data/photos
 ENGINE := $(if $(filter x86_64,$(shell uname -m)),--engine tensorrt-rtx)
 
 demo: $(STAMP) ## export the demo checkpoint, score the packaged photos, prove the bundle
+	@mkdir -p $(dir $(DEMO))
 	$(BIN)/gamma-export -o $(DEMO) $(ENGINE)
 	$(BIN)/gamma-run $(DEMO) $(PHOTOS)
 	$(BIN)/gamma-verify $(DEMO) --against demo

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gamma_export.export import ExportOptions, ExportReport, export
+    from gamma_export.exporter import ExportOptions, ExportReport, export
 
 __all__ = ["ExportOptions", "ExportReport", "export"]
 
 
 def __getattr__(name: str) -> object:
     """Import the exporter (torch, onnx) on first use."""
-    if name in __all__:
-        from gamma_export import export as module
+    if name not in __all__:
+        raise AttributeError(f"module 'gamma_export' has no attribute {name!r}")
+    import importlib
 
-        return getattr(module, name)
-    raise AttributeError(f"module 'gamma_export' has no attribute {name!r}")
+    return getattr(importlib.import_module("gamma_export.exporter"), name)

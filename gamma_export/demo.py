@@ -31,7 +31,10 @@ def demo_checkpoint(folder: Path | None = None) -> Path:
     from gamma_training.checkpoint import write_authors
     from gamma_training.initialise import smaller
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gamma-edge"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gamma-edge"
+    except RuntimeError as error:  # a user without an entry in passwd, as containers have
+        raise OutputError(f"no home folder for the demo checkpoint ({error})", hint="set XDG_CACHE_HOME") from error
     path = (folder or cache) / _NAME
     if not path.is_file():
         try:

@@ -23,7 +23,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 
 def make_golden(
-    stage: Path, model: Gamma, text: Tensor, contract: Contract, scenes: Sequence[str]
+    stage: Path, model: Gamma, text: Tensor, contract: Contract, scenes: Sequence[str], threads: int | None
 ) -> tuple[list[FileEntry], list[Golden]]:
     """Copy the packaged golden images into the bundle, with the crops and scores that they must give.
 
@@ -33,6 +33,7 @@ def make_golden(
         text: features [5 * K, embed] of the K scenes in order.
         contract: decides the crops.
         scenes: names of the K scenes.
+        threads: CPU threads of PyTorch.
     """
     from gamma_export.photos import packaged_golden
     from gamma_export.publish import add_file
@@ -44,7 +45,7 @@ def make_golden(
     licences = {e["file"]: e["licence"] for e in json.loads((images[0].parent / "golden.json").read_text())}
     for index, image in enumerate(images):
         prepared = prepare_scenes(image, contract, scenes)
-        scores = _by_scene(model, text, scenes, {s: p.crops for s, p in prepared.items()})
+        scores = _by_scene(model, text, {s: p.crops for s, p in prepared.items()}, threads)
         entry = add_file(stage, f"golden-{index + 1:02d}", image.suffix, image.read_bytes())
         files.append(entry)
         golden.append(
@@ -58,13 +59,13 @@ def make_golden(
     return files, golden
 
 
-def _by_scene(model: Gamma, text: Tensor, scenes: Sequence[str], crops: dict[str, Pixels]) -> dict[str, float]:
+def _by_scene(model: Gamma, text: Tensor, crops: dict[str, Pixels], threads: int | None) -> dict[str, float]:
     """Mean score over each scene's crops [C, 224, 224, 3]; equal crops (scenes share working sizes) are scored once."""
-    import torch
+    from gamma_export.parity import torch_scores
 
     rows: dict[bytes, int] = {}  # np.unique(axis=0) would take seconds to sort rows of 150528 bytes
-    where = {scene: [rows.setdefault(crop.tobytes(), len(rows)) for crop in crops[scene]] for scene in scenes}
-    distinct = np.stack([np.frombuffer(crop, np.uint8) for crop in rows]).reshape(-1, *crops[scenes[0]].shape[1:])
-    with torch.inference_mode():
-        scores = model.score(torch.from_numpy(distinct), text).numpy()  # [D, K]
-    return {scene: float(scores[where[scene], k].mean()) for k, scene in enumerate(scenes)}
+    where = {scene: [rows.setdefault(crop.tobytes(), len(rows)) for crop in crops[scene]] for scene in crops}
+    shape = next(iter(crops.values())).shape[1:]
+    distinct = np.stack([np.frombuffer(crop, np.uint8) for crop in rows]).reshape(-1, *shape)
+    scores = torch_scores(model, text, distinct, threads, lambda _: None)  # [D, K]
+    return {scene: float(scores[where[scene], k].mean()) for k, scene in enumerate(crops)}

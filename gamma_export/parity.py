@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gamma_export.steps import Steps
+from gamma_export.steps import Steps, Tick
 from gamma_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ __all__ = [
     "photos_in",
     "reference",
     "share_for",
+    "torch_scores",
     "verification_crops",
 ]
 
@@ -74,61 +75,77 @@ def photos_in(folder: Path | None) -> list[Path]:
     return found
 
 
-def verification_crops(photos: Sequence[Path]) -> Pixels:
+def verification_crops(photos: Sequence[Path], steps: Steps | None = None) -> Pixels:
     """Centre crops, at the photos' own pixels, of each photo and two degraded copies: uint8 [3 * photos, 224, 224, 3].
 
     Raises:
         InputError: no photo, or one that cannot be used.
     """
-    from gamma_export.photos import verification_set
+    from gamma_export.photos import VERIFICATION_COPIES, verification_set
     from gamma_runtime.contract import Contract, CropPolicy
     from gamma_runtime.crops import prepare
 
     contract = Contract(short_sides={"any": None}, crop=CropPolicy(kind="centre"))
+    total = len(photos) * (1 + len(VERIFICATION_COPIES))
     crops: list[Pixels] = []
-    for name, pixels in verification_set(photos):
-        try:
-            crops.append(prepare(pixels, contract, "any").crops[0])
-        except InputError as error:
-            raise InputError(f"{name}: {error.message}", hint=error.hint) from error
+    with (steps or Steps()).step(f"{len(photos)} photos, two degraded copies of each", total) as tick:
+        for name, pixels in verification_set(photos):
+            try:
+                crops.append(prepare(pixels, contract, "any").crops[0])
+            except InputError as error:
+                raise InputError(f"{name}: {error.message}", hint="leave it out of --photos") from error
+            tick(1)
     if not crops:
         raise InputError("no photos to verify with", hint="--photos FOLDER, or leave it out for the packaged ones")
     return np.stack(crops)
 
 
-def reference(model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, steps: Steps) -> Reference:
+def reference(
+    model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, steps: Steps, threads: int | None = None
+) -> Reference:
     """Score the crops with PyTorch in fp32, ``text`` [5 * K, embed] being the scenes' features in order.
 
     Raises:
         InputError: a score is NaN or infinite.
     """
-    import torch
-
-    made = []
-    with torch.inference_mode(), steps.step(f"PyTorch reference, {len(crops)} crops", len(crops)) as tick:
-        for start in range(0, len(crops), _TORCH_BATCH):
-            part = crops[start : start + _TORCH_BATCH]
-            made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
-            tick(len(part))
-    scores = np.concatenate(made)
+    with steps.step(f"PyTorch reference, {len(crops)} crops", len(crops)) as tick:
+        scores = torch_scores(model, text, crops, threads, tick)
     if bad := int((~np.isfinite(scores)).sum()):
         raise InputError(f"the checkpoint gives non-finite scores ({bad} of {scores.size})", hint="check its weights")
     return Reference(crops, scores, tuple(scenes))
 
 
-def graph_scores(backend: Backend, least: int, crops: Pixels, steps: Steps, label: str) -> Scores:
+def torch_scores(model: Gamma, text: Tensor, crops: Pixels, threads: int | None, tick: Tick) -> Scores:
+    """PyTorch's fp32 scores float64 [P, K] of uint8 crops [P, 224, 224, 3], a few at a time to bound the memory."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    made = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(crops), _TORCH_BATCH):
+                part = crops[start : start + _TORCH_BATCH]
+                made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
+                tick(len(part))
+    finally:
+        torch.set_num_threads(before)
+    return np.concatenate(made)
+
+
+def graph_scores(backend: Backend, batch: int, crops: Pixels, steps: Steps, label: str) -> Scores:
     """Scores [P, K] of single crops [P, 224, 224, 3], packed into the graph's [N, C] and read from ``crop_scores``.
 
     Raises:
         InputError: ``score`` is not the mean of ``crop_scores``.
     """
-    per_run = least * backend.io.crops
+    per_run = batch * backend.io.crops
     made = []
     with steps.step(label, len(crops)) as tick:
         for start in range(0, len(crops), per_run):
             part = crops[start : start + per_run]
             filled = np.concatenate([part, np.repeat(part[-1:], per_run - len(part), axis=0)])
-            outputs = backend.infer(filled.reshape(least, backend.io.crops, *crops.shape[1:]))
+            outputs = backend.infer(filled.reshape(batch, backend.io.crops, *crops.shape[1:]))
             if np.abs(outputs.score - outputs.crop_scores.mean(axis=1)).max() > _MEAN_TOLERANCE:
                 raise InputError(f"{backend.graph}: score is not the mean of crop_scores")
             made.append(outputs.crop_scores.reshape(per_run, -1)[: len(part)])
@@ -175,6 +192,8 @@ def measure(
 ) -> list[Parity]:
     """Parity of one graph on one backend, a row for each of its scenes.
 
+    Where the batch is a range, half of the crops go through its smallest size and half through its largest.
+
     Raises:
         EnvironmentFault: the backend is not usable. InputError: it refuses the graph.
     """
@@ -183,7 +202,11 @@ def measure(
 
     label = f"{entry.name} {entry.precision}{' attention op' if entry.attention == 'op' else ''} on {backend_name}"
     with backends.create(backend_name, path, threads=threads) as backend:
-        found = graph_scores(backend, entry.batch[0], wanted.crops, steps, f"{label}, {len(wanted.crops)} crops")
+        sizes = sorted({entry.batch[0], entry.batch[2]})
+        parts = zip(sizes, np.array_split(wanted.crops, len(sizes)), strict=True)
+        found = np.concatenate(
+            [graph_scores(backend, n, part, steps, f"{label}, {len(part)} crops, batch {n}") for n, part in parts]
+        )
         version = backend.version
     rows = []
     for index, scene in enumerate(entry.scenes):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.scenes import Scene
 
-__all__ = ["ExportOptions", "Plan", "check_options", "make_plan"]
+__all__ = ["ExportOptions", "Plan", "check_gate", "check_options", "make_plan"]
 
 _PRECISIONS = ("fp32", "fp16", "bf16")
 
@@ -66,6 +66,7 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
 
     Raises:
         UsageError: options that do not exist or do not fit together. EnvironmentFault: no backend to verify with.
+        InputError: the named backend cannot run the precision.
     """
     from gamma_runtime import backends
 
@@ -80,8 +81,9 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
         raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
     for precision in precisions:
         backends.choose(options.backend, precision)
-    if options.gate is not None and not 0 < options.gate < 1:
-        raise UsageError(f"--gate {options.gate} is not between 0 and 1")
+    check_gate(options.gate)
+    if options.threads is not None and options.threads < 1:
+        raise UsageError(f"--threads {options.threads} is below 1")
     if not 0 <= options.lock_timeout < float("inf"):
         raise UsageError(f"--lock-timeout {options.lock_timeout} is not a number of seconds")
     try:
@@ -92,6 +94,16 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
     if not 1 <= least <= optimal <= most <= 256:
         raise UsageError(f"--batch {options.batch!r}: needs 1 <= LEAST <= OPTIMAL <= MOST <= 256")
     return precisions, (least, optimal, most)
+
+
+def check_gate(gate: float | None) -> None:
+    """A gate is a score difference.
+
+    Raises:
+        UsageError: not a number between 0 and 1.
+    """
+    if gate is not None and not 0 < gate < 1:
+        raise UsageError(f"--gate {gate} is not between 0 and 1")
 
 
 def make_plan(

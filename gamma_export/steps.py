@@ -36,7 +36,7 @@ class Steps:
     def step(self, text: str, total: int | None = None) -> Iterator[Tick]:
         """Time a block; the caller ticks when it knows how many items there are."""
         start = time.monotonic()
-        with _bar(text, total) if not self._quiet and total and sys.stderr.isatty() else _nothing() as tick:
+        with _bar(text, total) if not self._quiet and sys.stderr.isatty() else _nothing() as tick:
             yield tick
         if not self._quiet:
             log(f"{self.seconds:6.1f} s  {text} ({time.monotonic() - start:.1f} s)")
@@ -49,6 +49,7 @@ def _nothing() -> Iterator[Tick]:
 
 @contextlib.contextmanager
 def _bar(text: str, total: int | None) -> Iterator[Tick]:
+    """A bar with a total, a pulse without one."""
     from rich.console import Console
     from rich.progress import Progress
 

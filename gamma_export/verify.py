@@ -6,10 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gamma_export.parity import measure, photos_in, reference, share_for, verification_crops
 from gamma_export.steps import Steps
-from gamma_runtime.errors import IntegrityError
+from gamma_runtime.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
+    from gamma_export.parity import Reference
     from gamma_runtime.bundle import Bundle
     from gamma_runtime.manifest import Parity
     from gamma_runtime.selftest import GoldenCheck
@@ -56,59 +58,61 @@ def verify(
         IntegrityError: a file of the bundle changed, or the checkpoint is another one.
         GammaError: a backend, photo or checkpoint cannot be used.
     """
+    from gamma_export.plan import check_gate
+    from gamma_runtime import backends
     from gamma_runtime.selftest import selftest
 
+    check_gate(gate)
+    if photos and not against:
+        raise UsageError("--photos is for parity, which needs a checkpoint", hint="--against CHECKPOINT")
     steps = steps or Steps()
+    gates = _gates(bundle, gate)
+    names = {precision: backends.usable(precision, backend_names) for precision in gates}
     with steps.step("hashes of all files"):
         bundle.check_files()
+    golden: list[GoldenCheck] = []
     with steps.step("golden images"):
-        precisions = dict.fromkeys(graph.precision for graph in bundle.manifest.graphs)
-        golden = [c for p in precisions for c in selftest(bundle, backend_names or None, precision=p, threads=threads)]
-    parity = _parity(bundle, against, backend_names, photos, gate, threads, steps) if against else []
+        for precision, limit in gates.items():
+            golden += selftest(bundle, names[precision], limit, precision, threads)
+    parity: list[Parity] = []
+    if against:
+        wanted = _reference(bundle, against, photos, threads, steps)
+        for entry in bundle.manifest.graphs:
+            share = share_for(entry, bundle.manifest.graphs, wanted)
+            path = bundle.graph_file(entry)
+            for name in names[entry.precision]:
+                parity += measure(entry, path, name, share, gates[entry.precision], steps, threads)
     return VerifyReport(tuple(golden), tuple(parity))
 
 
-def _parity(
-    bundle: Bundle,
-    against: Path | str,
-    names: tuple[str, ...],
-    photos: Path | None,
-    gate: float | None,
-    threads: int | None,
-    steps: Steps,
-) -> list[Parity]:
-    from gamma_export.fold import encode_scenes
-    from gamma_export.parity import measure, photos_in, reference, share_for, verification_crops
+def _gates(bundle: Bundle, gate: float | None) -> dict[str, float]:
+    """Largest |difference| for each precision: the one given, else the one that the bundle was published under."""
     from gamma_runtime.selftest import GATES
+
+    recorded = {row.precision: row.gate_max for row in bundle.manifest.parity}
+    precisions = dict.fromkeys(graph.precision for graph in bundle.manifest.graphs)
+    return {p: gate if gate is not None else recorded.get(p, GATES[p]) for p in precisions}
+
+
+def _reference(
+    bundle: Bundle, against: Path | str, photos: Path | None, threads: int | None, steps: Steps
+) -> Reference:
+    """The checkpoint's own scores of the verification crops, for the prompts that the manifest records."""
+    from gamma_export.fold import encode_scenes
     from gamma_training.checkpoint import build_model
     from gamma_training.scenes import Scene
 
-    manifest = bundle.manifest
-    crops = verification_crops(photos_in(photos))
+    crops = verification_crops(photos_in(photos), steps)
     with steps.step("checkpoint"):
         model = build_model(_same_checkpoint(bundle, against))
-        scenes = [Scene(s.name, tuple(s.prompts), s.kind, None) for s in manifest.scenes]
+        scenes = [Scene(s.name, tuple(s.prompts), s.kind, None) for s in bundle.manifest.scenes]
         text = encode_scenes(model, scenes)
-    wanted = reference(model, text, [scene.name for scene in scenes], crops, steps)
-    rows: list[Parity] = []
-    for entry in manifest.graphs:
-        share = share_for(entry, manifest.graphs, wanted)
-        limit = gate if gate is not None else GATES[entry.precision]
-        for name in names or _usable(entry.precision):
-            rows += measure(entry, bundle.graph_file(entry), name, share, limit, steps, threads)
-    return rows
-
-
-def _usable(precision: str) -> list[str]:
-    from gamma_runtime import backends
-
-    first = backends.choose("auto", precision)
-    return [first] + [n for n in backends.NAMES if n != first and backends.installed(n) and precision != "bf16"]
+    return reference(model, text, [scene.name for scene in scenes], crops, steps, threads)
 
 
 def _same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:
     from gamma_export.demo import demo_checkpoint
-    from gamma_export.export import DEMO
+    from gamma_export.exporter import DEMO
     from gamma_training.checkpoint import read_checkpoint
 
     info = bundle.manifest.checkpoint
@@ -117,6 +121,7 @@ def _same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:
     if read.sha256 != info.sha256:
         raise IntegrityError(
             f"{path}: sha256 {read.sha256[:16]}… is not this bundle's checkpoint ({info.file}, {info.sha256[:16]}…)",
-            hint="--against the checkpoint that was exported",
+            hint="--against the checkpoint that was exported"
+            + ("; the demo checkpoint is made anew on every machine" if str(against) == DEMO else ""),
         )
     return read

@@ -51,7 +51,7 @@ def photos() -> Path:
 
 def options(**changes: Any) -> Any:
     """The quickest export there is."""
-    from gamma_export.export import ExportOptions
+    from gamma_export.exporter import ExportOptions
 
     quick = {"crops": "centre", "photos": photos(), "scene": SCENES, "threads": 1}
     return ExportOptions(**(quick | changes))
@@ -66,7 +66,7 @@ def arguments(**changes: str) -> list[str]:
 @functools.cache
 def exported(seed: int = 7, precision: str = "fp16") -> Path:
     """A published bundle of two scenes and their joint graph; read-only by agreement: copy it."""
-    from gamma_export.export import export
+    from gamma_export.exporter import export
 
     out = Path(_root().name) / f"tiny-{seed}-{precision}.gamma"
     assert export(checkpoint(seed), out, options(precision=(precision,))).published

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gamma_export.export import DEMO, ExportOptions, ExportReport
+from gamma_export.exporter import DEMO, ExportOptions, ExportReport
 from gamma_runtime.cli import CommonOptions, log, option, out, printable, quoted, run_command
-from gamma_runtime.errors import EXIT_GATE, EXIT_OK, UsageError
+from gamma_runtime.errors import EXIT_GATE, EXIT_OK, GammaError, UsageError
 
 if TYPE_CHECKING:
     from gamma_runtime.engines import EngineOptions
@@ -36,7 +36,7 @@ class ExportCommand(ExportOptions, CommonOptions):
 
 def export_command(options: ExportCommand) -> int:
     """Turn a Gamma checkpoint into a verified bundle of ONNX graphs, and optionally TensorRT engines."""
-    from gamma_export.export import export
+    from gamma_export.exporter import export
     from gamma_export.steps import Steps
 
     engine_options = _engine_options(options)
@@ -48,14 +48,20 @@ def export_command(options: ExportCommand) -> int:
         log(f"warning: {warning}")
     if not options.json:
         out(_as_text(report))
-    engines, note = _build_engines(options, report, engine_options)
+    try:
+        engines, note = _build_engines(options, report, engine_options)
+    except GammaError:
+        if options.json:  # the bundle was published all the same
+            out(json.dumps(_as_json(report) | {"engines": [], "note": "the engine build failed"}))
+        raise
     if options.json:
         out(json.dumps(_as_json(report) | {"engines": [e.model_dump(mode="json") for e in engines], "note": note}))
     if not report.published:
         log(f"error: gate not met; nothing was published, {report.bundle} is as it was")
         log("hint: --precision fp32 or bf16, or look at the rows marked FAIL")
         return EXIT_GATE
-    log(f"next: gamma-run {quoted(target)} PHOTOS")
+    if not options.quiet:
+        log(f"next: gamma-run {quoted(target)} PHOTOS")
     return EXIT_OK
 
 
@@ -97,16 +103,20 @@ def _as_json(report: ExportReport) -> dict[str, object]:
         **dataclasses.asdict(report),
         "bundle": str(report.bundle),
         "parity": [row.model_dump(mode="json") for row in report.parity],
+        "golden": [check.to_dict() for check in report.golden],
     }
 
 
 def _as_text(report: ExportReport) -> str:
     from gamma_export.parity import table
+    from gamma_runtime.selftest import golden_table
 
+    failed = [check for check in report.golden if not check.passed]
+    golden = golden_table(failed) if failed else f"golden images: {len(report.golden)} scores, all within the gate"
     label = f", {report.label}" if report.label else ""
     state = "published" if report.published else "NOT published"
     size = f"{report.bytes / 1e6:.1f} MB, {len(report.scenes)} scenes{label}, {report.seconds:.1f} s"
-    return f"{table(report.parity)}\n{printable(str(report.bundle))}: {state} ({size})"
+    return f"{table(report.parity)}\n{golden}\n{printable(str(report.bundle))}: {state} ({size})"
 
 
 def main() -> int:

@@ -53,7 +53,8 @@ def verify_command(options: VerifyOptions) -> int:
         log("error: gate not met")
         log("hint: the rows marked FAIL say which stage drifted")
         return EXIT_GATE
-    log(f"next: gamma-run {quoted(options.bundle)} PHOTOS")
+    if not options.quiet:
+        log(f"next: gamma-run {quoted(options.bundle)} PHOTOS")
     return EXIT_OK
 
 
@@ -68,24 +69,9 @@ def _as_json(report: VerifyReport, sha256: str) -> dict[str, object]:
 
 def _as_text(report: VerifyReport) -> str:
     from gamma_export.parity import table
-    from gamma_runtime.tables import text_table
+    from gamma_runtime.selftest import golden_table
 
-    titles = ("golden image", "scene", "backend", "precision", "expected", "found", "|diff|", "crops", "result")
-    rows = [
-        (
-            check.file,
-            check.scene,
-            check.backend,
-            check.precision,
-            f"{check.expected:.5f}",
-            "-" if check.value is None else f"{check.value:.5f}",
-            "-" if check.difference is None else f"{check.difference:.1e}",
-            "same" if check.crops_match else "DIFFER",
-            f"pass <= {check.tolerance:g}" if check.passed else f"FAIL in {check.drifted} {check.error or ''}",
-        )
-        for check in report.golden
-    ]
-    text = text_table(titles, rows)
+    text = golden_table(report.golden)
     return f"{text}\n\n{table(report.parity)}" if report.parity else text
 
 

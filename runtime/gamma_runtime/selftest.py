@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from gamma_runtime import backends as _backends
 from gamma_runtime.bundle import Bundle
-from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
+from gamma_runtime.errors import GammaError, InputError
 from gamma_runtime.scorer import Panel, load_panel
 
 if TYPE_CHECKING:
     from gamma_runtime.crops import Prepared
     from gamma_runtime.manifest import Golden
 
-__all__ = ["GATES", "GoldenCheck", "selftest"]
+__all__ = ["GATES", "GoldenCheck", "golden_table", "selftest"]
 
 GATES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2}  # score units; design.md section 2
 
@@ -84,9 +84,7 @@ def selftest(
     if not bundle.manifest.golden:
         raise InputError(f"{bundle.folder}: no golden images in it", hint="re-run gamma-export")
     kind = precision or bundle.manifest.graphs[0].precision
-    names = _usable(kind) if backends is None else list(backends)
-    if not names:
-        raise EnvironmentFault(f"no backend for {kind} graphs is installed", hint="pip install 'gamma-edge[cpu]'")
+    names = _backends.usable(kind, backends or ())
     scenes = tuple(dict.fromkeys(scene for golden in bundle.manifest.golden for scene in golden.scores))
     checks: list[GoldenCheck] = []
     for name in names:
@@ -94,11 +92,6 @@ def selftest(
             for golden in bundle.manifest.golden:
                 checks += _check(panel, golden, kind, GATES[kind] if tolerance is None else tolerance)
     return checks
-
-
-def _usable(precision: str) -> list[str]:
-    """Installed backends; ONNX Runtime has no CPU kernels for bf16."""
-    return [n for n in _backends.NAMES if _backends.installed(n) and (n, precision) != ("onnxruntime", "bf16")]
 
 
 def _check(panel: Panel, golden: Golden, precision: str, tolerance: float) -> list[GoldenCheck]:
@@ -137,3 +130,25 @@ def _compare(
     return GoldenCheck(
         golden.file, scene, backend, precision, expected, value, difference, tolerance, match, drifted, error
     )
+
+
+def golden_table(checks: Sequence[GoldenCheck]) -> str:
+    """The checks for people, one row each."""
+    from gamma_runtime.tables import text_table
+
+    titles = ("golden image", "scene", "backend", "precision", "expected", "found", "|diff|", "crops", "result")
+    rows = [
+        (
+            check.file,
+            check.scene,
+            check.backend,
+            check.precision,
+            f"{check.expected:.5f}",
+            "-" if check.value is None else f"{check.value:.5f}",
+            "-" if check.difference is None else f"{check.difference:.1e}",
+            "same" if check.crops_match else "DIFFER",
+            f"pass <= {check.tolerance:g}" if check.passed else f"FAIL in {check.drifted} {check.error or ''}",
+        )
+        for check in checks
+    ]
+    return text_table(titles, rows)

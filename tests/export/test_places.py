@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import gamma_runtime
-from gamma_export.export import ExportReport, export
+from gamma_export.exporter import ExportReport, export
 from gamma_export.photos import packaged_golden
 from gamma_export.publish import check_space
 from gamma_runtime.bundle import MANIFEST, open_bundle

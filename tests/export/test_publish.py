@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gamma_export.export import ExportReport, export
+from gamma_export.exporter import ExportReport, export
 from gamma_export.photos import packaged_golden
 from gamma_export.publish import check_output
 from gamma_runtime.bundle import ENGINES, MANIFEST, open_bundle, read_engines

@@ -43,7 +43,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundles(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """A bundle for each spelling of attention; the operator exists in half precision only."""
-    from gamma_export.export import ExportOptions, export
+    from gamma_export.exporter import ExportOptions, export
 
     folder = tmp_path_factory.mktemp("bundles")
     common: dict[str, Any] = {"joint": True, "crops": "centre"}

@@ -32,7 +32,7 @@ def exporter(checkpoint: str, photos: str) -> Callable[[Path, Path], None]:
     import torch
 
     from gamma_export import golden, lint, parity, vision
-    from gamma_export.export import ExportOptions, export
+    from gamma_export.exporter import ExportOptions, export
     from gamma_runtime import manifest, selftest
     from gamma_training import checkpoint as intake
     from gamma_training import tokens

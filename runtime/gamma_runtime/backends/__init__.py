@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gamma_runtime.errors import EnvironmentFault, UsageError
+from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
 
 if TYPE_CHECKING:
     from gamma_runtime.backends.base import Backend
 
-__all__ = ["NAMES", "available", "choose", "create", "installed"]
+__all__ = ["NAMES", "available", "choose", "create", "installed", "usable"]
 
 NAMES = ("onnxruntime", "openvino")
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
@@ -48,23 +49,35 @@ def available() -> dict[str, str]:
 
 
 def choose(name: str, precision: str) -> str:
-    """The backend for ``auto``: onnxruntime where it is installed and has kernels for the precision, else openvino.
+    """The backend to run a graph of some precision: the named one, or for ``auto`` the first that can.
 
     Raises:
-        UsageError: no backend of that name. EnvironmentFault: ``auto``, and none can be used.
+        UsageError: no backend of that name. EnvironmentFault: it, or for ``auto`` every one, is not installed.
+        InputError: the named one has no kernels for the precision.
     """
-    if name != "auto":
-        installed(name)
-        return name
-    # ONNX Runtime has no CPU kernels for bf16.
-    candidates = [n for n in NAMES if not (n == "onnxruntime" and precision == "bf16")]
-    for candidate in candidates:
-        if installed(candidate):
-            return candidate
-    raise EnvironmentFault(
-        f"no backend for a {precision} graph: {' and '.join(candidates)} not installed",
-        hint="pip install 'gamma-edge[cpu]'",
-    )
+    return usable(precision, (name,))[0]
+
+
+def usable(precision: str, asked: Sequence[str] = ()) -> list[str]:
+    """The backends to run a graph of some precision: those asked for, else (and for ``auto``) all that can.
+
+    Raises:
+        UsageError, EnvironmentFault, InputError: as `choose`.
+    """
+    named = [name for name in dict.fromkeys(asked) if name != "auto"]
+    for name in named:
+        if installed(name) is None:
+            raise EnvironmentFault(f"{name} is not installed", hint="pip install 'gamma-edge[cpu]'")
+        if not _has_kernels(name, precision):
+            raise InputError(f"{name} has no CPU kernels for {precision}", hint="use --backend openvino")
+    found = named or [name for name in NAMES if installed(name) and _has_kernels(name, precision)]
+    if not found:
+        raise EnvironmentFault(f"no backend for a {precision} graph is installed", hint="pip install 'gamma-edge[cpu]'")
+    return found
+
+
+def _has_kernels(name: str, precision: str) -> bool:
+    return (name, precision) != ("onnxruntime", "bf16")
 
 
 def create(name: str, onnx: Path, *, threads: int | None = None) -> Backend:

@@ -82,7 +82,8 @@ def build(options: BuildOptions) -> int:
     else:
         out(engine_table(entries, note))
     where = f" --engine-dir {shlex.quote(str(options.engine_dir))}" if options.engine_dir else ""
-    log(f"next: gamma-doctor {shlex.quote(str(options.bundle))}{where}")
+    if not options.quiet:
+        log(f"next: gamma-doctor {shlex.quote(str(options.bundle))}{where}")
     return 0
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gamma_export.vision import IO, GraphOptions
     from gamma_export.weights import WeightsFile
     from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity
+    from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.model import Gamma
 
@@ -36,6 +37,7 @@ class ExportReport:
     seconds: float
     bytes: int
     parity: tuple[Parity, ...]
+    golden: tuple[GoldenCheck, ...]
     warnings: tuple[str, ...]
     label: str | None
     scenes: tuple[str, ...]
@@ -88,7 +90,8 @@ def export(
         check_space(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1))
         plan = make_plan(options, read, precisions, batch)
         manifest = _build(stage, read, model, plan, options, steps)
-        passed = all(row.passed for row in manifest.parity)
+        golden = _golden(stage, manifest, options, steps)
+        passed = all(row.passed for row in manifest.parity) and all(check.passed for check in golden)
         if passed:
             publish(stage, out, manifest, options.lock_timeout)
     return ExportReport(
@@ -97,6 +100,7 @@ def export(
         seconds=steps.seconds,
         bytes=sum(entry.size for entry in manifest.files),
         parity=tuple(manifest.parity),
+        golden=tuple(golden),
         warnings=tuple(manifest.warnings),
         label=read.label,
         scenes=tuple(scene.name for scene in plan.scenes),
@@ -112,7 +116,8 @@ def _build(
     from gamma_export.golden import make_golden
     from gamma_export.parity import photos_in, reference, verification_crops
 
-    crops = verification_crops(photos_in(options.photos))
+    names = [scene.name for scene in plan.scenes]
+    crops = verification_crops(photos_in(options.photos), steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
         text = encode_scenes(model, plan.scenes)
         folded = fold_text(text, model.clip_model.logit_scale)
@@ -122,9 +127,9 @@ def _build(
         made = _graphs(stage, checkpoint, plan, options, precision, folded, steps)
         files += made[0]
         graphs += made[1]
-    wanted = reference(model, text, [scene.name for scene in plan.scenes], crops, steps)
-    with steps.step("golden images"):
-        golden_files, golden = make_golden(stage, model, text, plan.contract, [s.name for s in plan.scenes])
+    wanted = reference(model, text, names, crops, steps, options.threads)
+    with steps.step("golden images in PyTorch"):
+        golden_files, golden = make_golden(stage, model, text, plan.contract, names, options.threads)
     parity = _parity(stage, graphs, wanted, options, steps)
     return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden)
 
@@ -222,8 +227,22 @@ def _parity(
 
     rows: list[Parity] = []
     for entry in graphs:
-        gate = options.gate if options.gate is not None else GATES[entry.precision]
+        gate = options.gate or GATES[entry.precision]
         backend = backends.choose(options.backend, entry.precision)
         share = share_for(entry, graphs, wanted)
         rows += measure(entry, stage / entry.onnx, backend, share, gate, steps, options.threads)
     return rows
+
+
+def _golden(stage: Path, manifest: Manifest, options: ExportOptions, steps: Steps) -> list[GoldenCheck]:
+    """The golden images through the staged graphs: encoded file, contract, all crops, mean; as on the device."""
+    from gamma_runtime import backends
+    from gamma_runtime.bundle import Bundle
+    from gamma_runtime.selftest import selftest
+
+    checks: list[GoldenCheck] = []
+    for precision in dict.fromkeys(graph.precision for graph in manifest.graphs):
+        backend = backends.choose(options.backend, precision)
+        with steps.step(f"golden images, {precision} on {backend}"):
+            checks += selftest(Bundle(stage, manifest, ""), [backend], options.gate, precision, options.threads)
+    return checks
