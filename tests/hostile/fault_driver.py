@@ -1,6 +1,6 @@
 """Run by test_export_faults.py under tests/fault_shim.py: one publication or export after the other, each with a fault.
 
-Arguments as JSON: what (publish, export), out, old and new (published bundles), action, mask, and the calls to fault.
+Arguments as JSON: what (publish, export, or careless: the negative control), out, old and new (published bundles), action, mask, and the calls to fault.
 Prints one JSON object a call: what happened, and what the folder holds afterwards.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -21,6 +22,13 @@ from tests.tiny_export import publish_again, snapshot, whole
 
 NEVER = 1 << 40
 SHIM = Shim()
+
+
+def careless(out: Path, new: Path) -> None:
+    """What most writers do: the negative control."""
+    out.mkdir(exist_ok=True)
+    for path in sorted(new.iterdir()):
+        (out / path.name).write_bytes(path.read_bytes())
 
 
 def exporter(checkpoint: str, photos: str) -> Callable[[Path, Path], None]:
@@ -117,28 +125,42 @@ def prepare(out: Path, old: Path | None) -> dict[str, bytes | None] | None:
     return snapshot(out)
 
 
+def fault(plan: dict[str, Any], at: int) -> None:
+    """Make ready for trouble: at a call, at a size of files, or from outside after some milliseconds."""
+    if plan["action"] == "size":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (at, at))
+    elif plan["action"] == "delay":
+        parent = os.getpid()
+        if os.fork() == 0:
+            time.sleep(at / 1000)
+            os.kill(parent, plan["signal"])
+            os._exit(0)
+    else:
+        SHIM.arm(at, plan["action"], plan["mask"])
+
+
 def main(plan: dict[str, Any]) -> None:
     out, new = Path(plan["out"]), Path(plan["new"])
     old = Path(plan["old"]) if plan["old"] else None
-    work = publish_again if plan["what"] == "publish" else exporter(plan["checkpoint"], plan["photos"])
-
-    def faulted(at: int) -> tuple[int, str]:
-        def run() -> None:
-            SHIM.arm(at, plan["action"], plan["mask"])
-            work(out, new)
-
-        return forked(run)
+    if plan["what"] == "export":
+        work = exporter(plan["checkpoint"], plan["photos"])
+    else:
+        work = {"publish": publish_again, "careless": careless}[plan["what"]]
 
     def counting() -> None:
         SHIM.arm(NEVER, 0, plan["mask"])
         work(out, new)
-        raise SystemExit(SHIM.count())  # under 256, asserted by the test
+        raise SystemExit(SHIM.count())  # under 256, or the sweep ends too early and its test fails
+
+    def faulted(at: int) -> None:
+        fault(plan, at)
+        work(out, new)
 
     prepare(out, old)
     calls, _ = forked(counting)
-    for at in range(plan["start"], calls + plan["step"], plan["step"]):
+    for at in plan["points"] or range(plan["start"], calls + plan["step"], plan["step"]):
         before = prepare(out, old)
-        code, message = faulted(at)
+        code, message = forked(lambda at=at: faulted(at))  # type: ignore[misc]
         found = {"at": at, "calls": calls, "code": code, "message": message, **state(out, before)}
         age(out)
         found["next"], _ = forked(lambda: work(out, new))
@@ -147,4 +169,4 @@ def main(plan: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main({"mask": CHANGES | REMOVALS, "start": 0, "step": 1} | json.loads(sys.argv[1]))
+    main({"mask": CHANGES | REMOVALS, "start": 0, "step": 1, "points": []} | json.loads(sys.argv[1]))

@@ -21,6 +21,12 @@ def test_a_changed_number_is_noticed(root: Path) -> None:
     assert tables.fill(changed) != changed
 
 
+def test_gates_are_the_products() -> None:
+    from gamma_runtime.selftest import GATES
+
+    assert tables.GATES == GATES
+
+
 @pytest.mark.parametrize("name", tables.BLOCKS)
 def test_blocks_are_measured(name: str) -> None:
     assert tables.BLOCKS[name]() != "not measured"

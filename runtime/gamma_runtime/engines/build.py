@@ -121,7 +121,7 @@ def require_flavour(options: EngineOptions) -> None:
     if installed_version(options.flavour) is None:
         import_flavour(options.flavour)  # says what is missing and what brings it
     if importlib.util.find_spec("polygraphy") is None:  # not imported here: it would choose its TensorRT at once
-        raise EnvironmentFault("polygraphy is not installed", hint="pip install 'gamma-edge[tensorrt]'")
+        raise EnvironmentFault("polygraphy is not installed", hint="pip install polygraphy")
 
 
 def _build_one(
