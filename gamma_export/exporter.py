@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -154,25 +155,21 @@ def _graphs(
         weights = write_weights(stage, fold_vision(checkpoint.state, dims), precision)
     files = [FileEntry(name=weights.name, size=weights.size, sha256=weights.sha256)]
     graphs = []
-    graph_options = GraphOptions(
-        precision=precision,
-        residual=options.residual,
-        attention=options.attention,
-        crops=plan.contract.crop.crops,
-        batch=plan.batch,
-    )
-    with steps.step(f"{precision} graphs, {len(plan.graphs)}, checked"):
-        for name, indices in plan.graphs:
+    spellings = [
+        GraphOptions(
+            precision=precision,
+            residual=options.residual,
+            attention=attention,
+            crops=plan.contract.crop.crops,
+            batch=plan.batch,
+        )
+        for attention in plan.attentions(options, precision)
+    ]
+    with steps.step(f"{precision} graphs, {len(plan.graphs) * len(spellings)}, checked"):
+        for graph_options, (name, indices) in itertools.product(spellings, plan.graphs):
             columns = [i * dims.levels + k for i in indices for k in range(dims.levels)]
-            file, entry = _graph(
-                stage,
-                name,
-                [plan.scenes[i].name for i in indices],
-                weights,
-                checkpoint,
-                folded[:, columns],
-                graph_options,
-            )
+            scenes = [plan.scenes[i].name for i in indices]
+            file, entry = _graph(stage, name, scenes, weights, checkpoint, folded[:, columns], graph_options)
             files.append(file)
             graphs.append(entry)
     return files, graphs

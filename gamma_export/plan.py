@@ -37,8 +37,8 @@ class ExportOptions:
     native: bool = option(False, "keep the photos' own pixels instead of the scenes' working sizes")
     batch: str = option("1", "images in one call: a number, or LEAST:OPTIMAL:MOST")
     joint: bool = option(False, "only the graph of all scenes in one pass, no graph for each scene")
-    attention: Literal["decomposed", "op"] = option(
-        "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX)"
+    attention: Literal["decomposed", "op", "both"] = option(
+        "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX); both: graphs of each"
     )
     residual: Literal["fp32", "fp16", "bf16"] = option("fp32", "precision of the residual stream in fp16, bf16 graphs")
     photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
@@ -59,6 +59,12 @@ class Plan:
     precisions: tuple[str, ...]
     batch: tuple[int, int, int]
     graphs: list[tuple[str, list[int]]]  # name, indices of its scenes
+
+    def attentions(self, options: ExportOptions, precision: str) -> tuple[str, ...]:
+        """Spellings of attention to write graphs for; TensorRT-RTX has no fp32 kernel for the op."""
+        if precision == "fp32":
+            return ("decomposed",)
+        return ("decomposed", "op") if options.attention == "both" else (options.attention,)
 
 
 def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, int, int]]:

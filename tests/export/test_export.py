@@ -119,6 +119,18 @@ def test_attention_op_and_ranged_batch(make: Any) -> None:
     assert verify(bundle, backend_names=("onnxruntime",)).passed
 
 
+def test_both_spellings_of_attention_in_one_bundle(make: Any) -> None:
+    _, bundle = make(attention="both", precision=("fp16", "fp32"), scene=("face-quality",))
+    assert [(g.precision, g.attention) for g in bundle.manifest.graphs] == [
+        ("fp16", "decomposed"),
+        ("fp16", "op"),
+        ("fp32", "decomposed"),
+    ]
+    assert len({graph.onnx for graph in bundle.manifest.graphs}) == 3
+    assert [row.crops for row in bundle.manifest.parity] == [6, 6, 6]
+    assert verify(bundle, backend_names=("onnxruntime",)).passed
+
+
 def test_plain_checkpoint_exports_the_plain_scene_and_warns_about_others(make: Any) -> None:
     _, plain = make(prompts="plain")
     assert [scene.name for scene in plain.manifest.scenes] == ["plain"]
