@@ -1,7 +1,8 @@
 """Run by test_export_faults.py under tests/fault_shim.py: one publication or export after the other, each with a fault.
 
-Arguments as JSON: what (publish, export, or careless: the negative control), out, old and new (published bundles), action, mask, and the calls to fault.
-Prints one JSON object a call: what happened, and what the folder holds afterwards.
+The argument is a JSON list of plans: what (publish, export, or careless: the negative control), out, old and new
+(published bundles), action, mask and the calls to fault. Prints for each a JSON list with one object a fault: what
+happened, what the folder held then, and after the next undisturbed run.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,13 +140,14 @@ def fault(plan: dict[str, Any], at: int) -> None:
         SHIM.arm(at, plan["action"], plan["mask"])
 
 
-def main(plan: dict[str, Any]) -> None:
+def listed(bundle: Path) -> list[str]:
+    return [entry["name"] for entry in json.loads((bundle / "manifest.json").read_bytes())["files"]]
+
+
+def sweep(plan: dict[str, Any], work: Callable[[Path, Path], None]) -> Iterator[dict[str, Any]]:
+    """A record for each fault of a plan."""
     out, new = Path(plan["out"]), Path(plan["new"])
     old = Path(plan["old"]) if plan["old"] else None
-    if plan["what"] == "export":
-        work = exporter(plan["checkpoint"], plan["photos"])
-    else:
-        work = {"publish": publish_again, "careless": careless}[plan["what"]]
 
     def counting() -> None:
         SHIM.arm(NEVER, 0, plan["mask"])
@@ -157,16 +159,30 @@ def main(plan: dict[str, Any]) -> None:
         work(out, new)
 
     prepare(out, old)
+    if plan.get("events"):
+        SHIM.arm(NEVER, 0, plan["mask"])
+        work(out, new)
+        yield from ({"name": name, "path": path} for name, path in SHIM.events())
+        return
     calls, _ = forked(counting)
     for at in plan["points"] or range(plan["start"], calls + plan["step"], plan["step"]):
         before = prepare(out, old)
         code, message = forked(lambda at=at: faulted(at))  # type: ignore[misc]
         found = {"at": at, "calls": calls, "code": code, "message": message, **state(out, before)}
         age(out)
-        found["next"], _ = forked(lambda: work(out, new))
-        found["after"] = state(out, None) | {"names": sorted(os.listdir(out))}
-        print(json.dumps(found), flush=True)  # noqa: T201
+        again, _ = forked(lambda: work(out, new))
+        after = state(out, None) | {"names": sorted(os.listdir(out)), "listed": listed(out)}
+        yield found | {"next": again, "after": after}
+
+
+def main(plans: list[dict[str, Any]]) -> None:
+    works: dict[str, Callable[[Path, Path], None]] = {"publish": publish_again, "careless": careless}
+    for plan in plans:
+        plan = {"mask": CHANGES | REMOVALS, "start": 0, "step": 1, "points": []} | plan
+        if plan["what"] not in works:
+            works["export"] = exporter(plan["checkpoint"], plan["photos"])
+        print(json.dumps(list(sweep(plan, works[plan["what"]]))), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":
-    main({"mask": CHANGES | REMOVALS, "start": 0, "step": 1, "points": []} | json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]))
