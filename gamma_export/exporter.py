@@ -69,7 +69,6 @@ def export(
     """
     from gamma_export.demo import demo_checkpoint
     from gamma_export.publish import check_output, check_space, publish, staging
-    from gamma_runtime.cli import require
     from gamma_training.checkpoint import build_model, read_checkpoint
 
     steps = steps or Steps()
@@ -77,8 +76,7 @@ def export(
     source = None if checkpoint is None or str(checkpoint) == DEMO else Path(os.path.expanduser(checkpoint))
     out = Path(os.path.expanduser(out)).absolute()
     check_output(out, source)
-    for module in ("torch", "onnx", "scipy"):
-        require(module, "export")
+    _require_libraries()
     with staging(out) as stage:
         with steps.step("checkpoint"):
             read = read_checkpoint(
@@ -106,6 +104,13 @@ def export(
         label=read.label,
         scenes=tuple(scene.name for scene in plan.scenes),
     )
+
+
+def _require_libraries() -> None:
+    from gamma_runtime.cli import require
+
+    for module in ("torch", "onnx", "scipy"):
+        require(module, "export")
 
 
 def _build(

@@ -211,7 +211,9 @@ def _known(error: Exception) -> GammaError | None:
     if number in (errno.EMFILE, errno.ENFILE):
         return EnvironmentFault(text, hint="too many open files: raise ulimit -n")
     if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
-        return EnvironmentFault(f"out of memory ({text[:300] or type(error).__name__})", hint="close other programs or add swap")
+        return EnvironmentFault(
+            f"out of memory ({text[:300] or type(error).__name__})", hint="close other programs or add swap"
+        )
     if isinstance(error, OSError):
         return OutputError(text, hint="check the path, the permissions and the free space")
     return None

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gamma_runtime.cli import printable
 from gamma_runtime.cuda_probe import CudaState, probe
 from gamma_runtime.engines.host import DISTRIBUTIONS, Device, host_os, installed_version, memory_mib
 from gamma_runtime.engines.options import LABELS, Flavour
@@ -304,7 +305,7 @@ def render(facts: Facts) -> str:
         lines += _render_bundle(bundle)
     if facts.warnings:
         lines += ["Warnings", *(f"  {warning}" for warning in facts.warnings)]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for entry in lines for line in entry.split("\n"))
 
 
 def _render_bundle(bundle: BundleFacts) -> list[str]:

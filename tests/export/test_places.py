@@ -18,6 +18,7 @@ from gamma_export.exporter import ExportReport, export
 from gamma_export.photos import packaged_golden
 from gamma_export.publish import check_space
 from gamma_runtime.bundle import MANIFEST, open_bundle
+from gamma_runtime.commands import doctor as doctor_command
 from gamma_runtime.errors import InputError, OutputError, UsageError
 from tests import tiny_export
 from tests.tiny_export import copy, export_command, publish_again, snapshot, spawn
@@ -214,8 +215,10 @@ def test_names_are_printed_harmlessly(tmp_path: Path, capsys: pytest.CaptureFixt
     assert export_command("-o", out) == 0
     assert tiny_export.command("run", out, str(PHOTO)) == 0
     assert tiny_export.command("verify", out, str(PHOTO)) == 0
+    assert doctor_command.doctor(doctor_command.DoctorOptions(bundles=(out,))) == 0
     (out / MANIFEST).unlink()
     assert tiny_export.command("run", out, str(PHOTO)) == 4
+    assert doctor_command.doctor(doctor_command.DoctorOptions(bundles=(out,))) == 4
     said = capsys.readouterr()
     assert r"red\x1b[31m\nline.gamma" in said.out
     assert r"red\x1b[31m\nline.gamma" in said.err
