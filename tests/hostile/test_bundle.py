@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_no_file_of_the_bundle_can_be_another(tmp_path: Path, photo: str, fault:
         if name in (used["onnx"], used["weights"], MANIFEST):
             with pytest.raises(IntegrityError):
                 build_engines(open_bundle(bundle), RTX)
+        shutil.rmtree(bundle.parent)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

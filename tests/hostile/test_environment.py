@@ -37,7 +37,9 @@ sys.exit(run_command(f"gamma-{kind}", function, Options, sys.argv[4:]))
 
 def limited(kind: str, limit: str, extra: int, *args: str | Path) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-c", LIMITED, kind, limit, str(extra), *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
+    # One thread: the stacks of many would fill the little that there is.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
 
 
 def check(done: subprocess.CompletedProcess[str], words: str) -> None:
