@@ -112,7 +112,7 @@ def _as_text(report: ExportReport) -> str:
     from gamma_runtime.selftest import golden_table
 
     failed = [check for check in report.golden if not check.passed]
-    golden = golden_table(failed) if failed else f"golden images: {len(report.golden)} scores, all within the gate"
+    golden = golden_table(failed) if failed else f"golden image: {len(report.golden)} scores, all within the gate"
     label = f", {report.label}" if report.label else ""
     state = "published" if report.published else "NOT published"
     size = f"{report.bytes / 1e6:.1f} MB, {len(report.scenes)} scenes{label}, {report.seconds:.1f} s"

@@ -63,6 +63,7 @@ def selftest(
     tolerance: float | None = None,
     precision: str | None = None,
     threads: int | None = None,
+    images: int | None = None,
 ) -> list[GoldenCheck]:
     """Score the bundle's golden images in every scene on every backend.
 
@@ -72,6 +73,7 @@ def selftest(
         tolerance: score units; the gate of the graph's precision when None.
         precision: of the graphs; the bundle's first when None.
         threads: CPU threads of one inference.
+        images: how many of the golden images; all when None.
 
     Raises:
         InputError: the bundle has no golden images. EnvironmentFault: no backend is installed.
@@ -89,7 +91,7 @@ def selftest(
     checks: list[GoldenCheck] = []
     for name in names:
         with load_panel(bundle, scenes, name, precision=kind, threads=threads) as panel:
-            for golden in bundle.manifest.golden:
+            for golden in bundle.manifest.golden[:images]:
                 checks += _check(panel, golden, kind, GATES[kind] if tolerance is None else tolerance)
     return checks
 
