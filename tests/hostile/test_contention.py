@@ -70,10 +70,11 @@ def test_two_exporters_and_four_readers_for_a_minute(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_publications_without_a_pause_are_never_read_torn(tmp_path: Path) -> None:
-    """Dozens of publications a second: a reader may give up, and says so; it never gets half of one."""
+    """Far more often than any exporter can: a reader may give up when its files are gone; it never mixes two bundles."""
     bundles = [str(exported(seed)) for seed in (OLD, NEW)]
     publishers = [{"role": "publish", "bundles": order} for order in (bundles, bundles[::-1])]
     made = contend(tmp_path / "b.gamma", 60.0, 0.0, [*publishers, *[{"role": "read"}] * 4])
-    faults = [fault for one in made for fault in one["faults"]]
-    assert all(fault.startswith("IntegrityError") for fault in faults), faults
-    assert len(faults) * 100 < sum(one["done"] for one in made if one["role"] == "read"), faults
+    assert [one["faults"] for one in made[:2]] == [[], []]
+    for reader in made[2:]:
+        assert reader["done"] - len(reader["faults"]) > 20, reader
+        assert {fault.split("(")[0] for fault in reader["faults"]} <= {"IntegrityError", "InputError"}, reader["faults"]
