@@ -63,8 +63,9 @@ class Bundle:
         """
         from gamma_runtime.onnx_scan import check_graph_file
 
-        weights, onnx = self.file(graph.weights), self.file(graph.onnx)
-        check_graph_file(onnx, weights.name, weights.stat().st_size)
+        self.file(graph.weights)
+        onnx = self.file(graph.onnx)
+        check_graph_file(onnx, graph.weights, next(e.size for e in self.manifest.files if e.name == graph.weights))
         return onnx
 
     def check_files(self) -> None:

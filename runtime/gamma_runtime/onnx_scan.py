@@ -45,14 +45,9 @@ def check_graph_file(path: Path, weights: str, size: int) -> None:
         IntegrityError: external data elsewhere, past the end of the file, or with keys that ONNX does not know.
         InputError: not an ONNX file, too large, or operators outside the ONNX standard, which are named.
     """
-    if path.stat().st_size > MAX_GRAPH:
-        raise InputError(
-            f"{path}: {path.stat().st_size >> 20} MiB; a graph file ends at {MAX_GRAPH >> 20} MiB",
-            hint="weights belong into the file beside it: re-run gamma-export",
-        )
     foreign: list[str] = []
     try:
-        for kind, data in _walk("model", memoryview(path.read_bytes()), 0):
+        for kind, data in _walk("model", memoryview(_read(path)), 0):
             if kind == "tensor":
                 _check_tensor(path, data, weights, size)
             elif kind in ("node", "opset"):
@@ -67,6 +62,20 @@ def check_graph_file(path: Path, weights: str, size: int) -> None:
             f"{path}: needs operators outside the ONNX standard: {', '.join(foreign[:_LISTED])}{more}",
             hint="libraries of custom operators are never loaded",
         )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_GRAPH + 1)
+    except OSError as error:  # it was there a moment ago: a new export took it away
+        raise IntegrityError(f"{path}: cannot be read: {error.strerror}", hint="try again") from error
+    if len(content) > MAX_GRAPH:
+        raise InputError(
+            f"{path}: a graph file ends at {MAX_GRAPH >> 20} MiB",
+            hint="weights belong into the file beside it: re-run gamma-export",
+        )
+    return content
 
 
 def _walk(kind: str, data: memoryview, depth: int) -> Iterator[tuple[str, memoryview]]:

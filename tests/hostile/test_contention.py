@@ -70,7 +70,7 @@ def test_two_exporters_and_four_readers_for_a_minute(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_publications_without_a_pause_are_never_read_torn(tmp_path: Path) -> None:
-    """Far more often than any exporter can: a reader may give up when its files are gone; it never mixes two bundles."""
+    """Far more often than any exporter can: a reader may give up when its files go; it never mixes two bundles."""
     bundles = [str(exported(seed)) for seed in (OLD, NEW)]
     publishers = [{"role": "publish", "bundles": order} for order in (bundles, bundles[::-1])]
     made = contend(tmp_path / "b.gamma", 60.0, 0.0, [*publishers, *[{"role": "read"}] * 4])
