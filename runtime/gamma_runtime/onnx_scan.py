@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from gamma_runtime.cli import printable
 from gamma_runtime.errors import InputError, IntegrityError
 
 __all__ = ["MAX_GRAPH", "check_graph_file"]
@@ -58,8 +59,9 @@ def check_graph_file(path: Path, weights: str, size: int) -> None:
         raise InputError(f"{path}: not an ONNX file ({error})", hint="re-run gamma-export") from error
     if foreign:
         more = f" and {len(foreign) - _LISTED} more" if len(foreign) > _LISTED else ""
+        listed = printable(", ".join(foreign[:_LISTED]))  # names come from the file
         raise InputError(
-            f"{path}: needs operators outside the ONNX standard: {', '.join(foreign[:_LISTED])}{more}",
+            f"{path}: needs operators outside the ONNX standard: {listed}{more}",
             hint="libraries of custom operators are never loaded",
         )
 

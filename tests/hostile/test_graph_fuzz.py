@@ -105,3 +105,16 @@ def test_mutated_graphs_give_only_our_errors(file: Path) -> None:
 @pytest.mark.long
 def test_mutated_graphs_give_only_our_errors_for_longer(file: Path) -> None:
     _fuzz(file, 30_000, 4)
+
+
+def test_names_from_the_file_are_escaped(tmp_path: Path) -> None:
+    """Found by the long fuzz: a domain with a line break reached the terminal as it was."""
+    from onnx import helper
+
+    node = helper.make_node("Evil", ["x"], ["y"], name="a\x1bname", domain="a\n\x02domain")
+    model = helper.make_model(helper.make_graph([node], "g", [], []))
+    path = tmp_path / "graph.onnx"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(InputError, match="outside the ONNX standard") as caught:
+        check_graph_file(path, "weights.bin", 0)
+    assert caught.value.message.isprintable()
