@@ -60,11 +60,10 @@ def _remove(bundle: Path) -> None:
 
 
 def goals(rounds: list[dict[str, Any]]) -> list[Goal]:
-    """Seconds by the median, as everywhere in this project; memory and bytes by the worst round."""
-    worst = {key: max(r[key] for r in rounds) for key in ("peak_rss_bytes", "bundle_bytes")}
-    median = statistics.median(r["seconds"] for r in rounds)
+    """Judged by the worst round; the bundle is without engines."""
+    worst = {key: max(r[key] for r in rounds) for key in ("seconds", "peak_rss_bytes", "bundle_bytes")}
     table = [
-        ("export under 90 s, median", MAX_SECONDS, median, 1.0, "s"),
+        ("export under 90 s, worst round", MAX_SECONDS, worst["seconds"], 1.0, "s"),
         ("peak memory under 4 GB, worst round", MAX_BYTES_MEMORY, worst["peak_rss_bytes"], 1e9, "GB"),
         ("bundle without engines under 350 MB", MAX_BYTES_BUNDLE, worst["bundle_bytes"], 1e6, "MB"),
     ]

@@ -238,7 +238,8 @@ def test_auto_is_onnxruntime_but_for_bf16() -> None:
     assert backends.choose("auto", "fp32") == "onnxruntime"
     assert backends.choose("auto", "fp16") == "onnxruntime"
     assert backends.choose("auto", "bf16") == "openvino"
-    assert backends.choose("onnxruntime", "bf16") == "onnxruntime"
+    with pytest.raises(InputError, match="no CPU kernels for bf16"):
+        backends.choose("onnxruntime", "bf16")
 
 
 def test_available_names_versions() -> None:
