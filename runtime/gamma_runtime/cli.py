@@ -181,10 +181,10 @@ def run_command(
 
         out(f"{prog} {__version__}")
         return 0
-    signal.signal(signal.SIGTERM, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     debug = "--debug" in arguments
+    before = signal.signal(signal.SIGTERM, _terminate)
     try:
         options = parse(options_type, arguments, prog, (function.__doc__ or "").strip())
         return function(options)
@@ -202,6 +202,8 @@ def run_command(
         traceback.print_exc()
         log(f"{prog}: this is a bug in gamma-edge; please report it with the lines above")
         return EXIT_BUG
+    finally:
+        signal.signal(signal.SIGTERM, before)  # whoever called us from Python has a handler of its own
 
 
 def _known(error: Exception) -> GammaError | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -93,3 +94,9 @@ def test_a_missing_folder_for_temporary_files_is_no_fault(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     photo = next(tiny_export.photos().iterdir())
     assert spawn("run", [out, photo, "--threads", "1"], env=environment).returncode == 0
+
+
+def test_a_command_called_from_python_gives_the_signal_handlers_back(large: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    assert tiny_export.command("run", exported(), str(large)) == 0
+    assert signal.getsignal(signal.SIGTERM) is before
