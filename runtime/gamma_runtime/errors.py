@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 __all__ = [
     "EXIT_BUG",
     "EXIT_GATE",
@@ -17,6 +19,7 @@ __all__ = [
     "IntegrityError",
     "OutputError",
     "UsageError",
+    "without_frames",
 ]
 
 EXIT_OK = 0
@@ -72,3 +75,15 @@ class OutputError(GammaError):
     """The result cannot be written: disk, permission, lock (exit code 6)."""
 
     exit_code = 6
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """The same error, and those that led to it, without tracebacks: kept, they would hold the image's bytes."""
+    chain: BaseException | None = error
+    while chain is not None:
+        chain.__traceback__ = None
+        chain = chain.__cause__ or chain.__context__
+    return error

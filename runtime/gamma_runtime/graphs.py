@@ -11,7 +11,7 @@ import numpy as np
 from gamma_runtime import backends
 from gamma_runtime.backends.base import Floats, NonFiniteError
 from gamma_runtime.decode import Pixels
-from gamma_runtime.errors import GammaError, InputError, IntegrityError
+from gamma_runtime.errors import GammaError, InputError, IntegrityError, without_frames
 
 if TYPE_CHECKING:
     from gamma_runtime.backends.base import Backend
@@ -96,7 +96,7 @@ class OpenGraph:
             outputs = self.backend.infer(np.stack(filled))
         except NonFiniteError as error:
             if len(crops) == 1:
-                return [error]
+                return [without_frames(error)]
             return [result for one in crops for result in self._run_batch([one])]  # find out which image it is
         score = outputs.score.reshape(len(filled), -1)
         crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)

@@ -6,18 +6,21 @@ working size and a joint graph share the inference.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from gamma_runtime.bundle import Bundle, open_bundle
 from gamma_runtime.crops import Image, Prepared, prepare_scenes
-from gamma_runtime.errors import GammaError, InputError, UsageError
+from gamma_runtime.errors import GammaError, InputError, UsageError, without_frames
 from gamma_runtime.graphs import OpenGraph, pick
+from gamma_runtime.prefetch import chunked, prefetched
 from gamma_runtime.score import Score, check_scale
+from gamma_runtime.threads import BUDGET, OPENCV
+from gamma_runtime.threads import decode_threads as decode_threads_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -62,6 +65,13 @@ class Panel:
         self._range = (min(levels), max(levels))
         label = bundle.manifest.checkpoint.label
         self._labels = (label,) if label else ()
+        self._open = True
+        OPENCV.hold()
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Lowest and highest value of the scale that the scores are on."""
+        return self._range if self.scale == "checkpoint" else (0.0, 100.0)
 
     def prepare(self, image: Image) -> dict[str, Prepared]:
         """Crops for each scene; scenes with the same working size share one object.
@@ -69,19 +79,36 @@ class Panel:
         Raises:
             InputError: the image cannot be used.
         """
-        return prepare_scenes(image, self.contract, self.scenes)
+        with BUDGET.hold(1):
+            return prepare_scenes(image, self.contract, self.scenes)
 
-    def results(self, images: Iterable[Image], batch: int = 8) -> Iterator[Result]:
+    def results(
+        self, images: Iterable[Image], batch: int = 8, decode_threads: int | None = None
+    ) -> Generator[Result, None, None]:
         """Score images in order, ``batch`` at a time; an image that fails gives a result with its error.
 
+        The next images are prepared while the graph runs. At most ``batch`` plus the larger of ``batch`` and
+        ``decode_threads`` images are taken before their results are asked for; for each the crops are held (147 KiB a
+        crop), and each decoding thread holds one file and its pixels. The results are bit for bit those without
+        threads.
+
+        Args:
+            images: taken one by one by the thread that asks for the results; may be slow or endless.
+            batch: images inferred together, held within the graph's own range.
+            decode_threads: 0 for none: an image is taken only when its batch is due (a live camera); one a processor,
+                at most 4, when None.
+
         Raises:
-            UsageError: a batch of less than one. EnvironmentFault: the backend failed.
+            UsageError: a batch of less than one, or the process was forked. EnvironmentFault: the backend failed. What
+            ``images`` raises comes after the results before it.
         """
         if batch < 1:
             raise UsageError(f"a batch of {batch}; at least 1 is needed")
-        pending = iter(images)
-        while chunk := list(itertools.islice(pending, batch)):
-            yield from self._chunk(chunk, batch)
+        threads = decode_threads_of(decode_threads)
+        ready = prefetched(self._prepared, iter(images), threads, max(batch, threads))
+        with contextlib.closing(ready):
+            for chunk in chunked(ready, batch):
+                yield from self._chunk(chunk, batch)
 
     def score_prepared(
         self, prepared: Sequence[dict[str, Prepared]], batch: int = 8
@@ -98,6 +125,9 @@ class Panel:
         """Free the graphs; calling it twice is fine."""
         for graph in self._graphs:
             graph.backend.close()
+        if self._open:
+            self._open = False
+            OPENCV.release()
 
     def __enter__(self) -> Self:
         return self
@@ -105,21 +135,23 @@ class Panel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _chunk(self, images: list[Image], batch: int) -> Iterator[Result]:
-        prepared: list[dict[str, Prepared] | GammaError] = []
-        for image in images:
-            try:
-                prepared.append(self.prepare(image))
-            except InputError as error:
-                prepared.append(error)
-        scored = iter(self.score_prepared([p for p in prepared if isinstance(p, dict)], batch))
-        for image, item in zip(images, prepared, strict=True):
+    def _prepared(self, image: Image) -> dict[str, Prepared] | GammaError:
+        try:
+            return self.prepare(image)
+        except InputError as error:
+            return without_frames(error)
+
+    def _chunk(self, chunk: list[tuple[Image, dict[str, Prepared] | GammaError]], batch: int) -> list[Result]:
+        scored = iter(self.score_prepared([item for _, item in chunk if isinstance(item, dict)], batch))
+        results = []
+        for image, item in chunk:
             path = os.fspath(image) if isinstance(image, str | os.PathLike) else None
             outcome = item if isinstance(item, GammaError) else next(scored)
             if isinstance(outcome, GammaError):
-                yield Result(path, (), outcome)
+                results.append(Result(path, (), outcome))
             else:
-                yield Result(path, tuple(dataclasses.replace(outcome[s], path=path) for s in self.scenes))
+                results.append(Result(path, tuple(dataclasses.replace(outcome[s], path=path) for s in self.scenes)))
+        return results
 
     def _collect(
         self, prepared: dict[str, Prepared], rows: dict[tuple[int, int], _Row]
@@ -179,7 +211,7 @@ class Scorer:
         Raises:
             InputError: the image cannot be used, or its score is not finite. EnvironmentFault: the backend failed.
         """
-        result = next(self.panel.results([image], batch=1))
+        (result,) = self.panel.results([image], batch=1, decode_threads=0)
         if result.error is not None:
             raise result.error
         return result.scores[0]
@@ -197,39 +229,49 @@ class Scorer:
 
     @overload
     def score_many(
-        self, images: Iterable[Image], batch: int = 8, on_error: Literal["raise"] = "raise"
+        self,
+        images: Iterable[Image],
+        batch: int = 8,
+        on_error: Literal["raise"] = "raise",
+        decode_threads: int | None = None,
     ) -> Iterator[Score]: ...
 
     @overload
     def score_many(
-        self, images: Iterable[Image], batch: int = 8, *, on_error: Literal["yield"]
+        self, images: Iterable[Image], batch: int = 8, *, on_error: Literal["yield"], decode_threads: int | None = None
     ) -> Iterator[Score | GammaError]: ...
 
     def score_many(
-        self, images: Iterable[Image], batch: int = 8, on_error: Literal["raise", "yield"] = "raise"
+        self,
+        images: Iterable[Image],
+        batch: int = 8,
+        on_error: Literal["raise", "yield"] = "raise",
+        decode_threads: int | None = None,
     ) -> Iterator[Score | GammaError]:
-        """Score images in order, lazily, ``batch`` at a time.
+        """Score images in order, lazily, ``batch`` at a time; the next ones are prepared while the graph runs.
 
         With a graph of batch 1 the scores are bit-identical to one-by-one. With a larger one they differ by rounding:
         the libraries do not add up in the same order at every place of a batch.
 
         Args:
             images: paths, encoded bytes or arrays.
-            batch: images decoded and inferred together, held within the graph's own range.
+            batch: images inferred together, held within the graph's own range.
             on_error: ``raise`` stops at the first bad image; ``yield`` gives its error in its place and goes on.
+            decode_threads: as for `Panel.results`, which also says what is held in memory; 0 for a live source.
 
         Raises:
             InputError: a bad image, with ``on_error="raise"``. EnvironmentFault: the backend failed.
         """
         if on_error not in ("raise", "yield"):
             raise UsageError(f"on_error is 'raise' or 'yield', not {on_error!r}")
-        for result in self.panel.results(images, batch):
-            if result.error is None:
-                yield result.scores[0]
-            elif on_error == "raise":
-                raise result.error
-            else:
-                yield result.error
+        with contextlib.closing(self.panel.results(images, batch, decode_threads)) as results:
+            for result in results:
+                if result.error is None:
+                    yield result.scores[0]
+                elif on_error == "raise":
+                    raise result.error
+                else:
+                    yield result.error
 
     def close(self) -> None:
         """Free the graph; calling it twice is fine."""
@@ -259,7 +301,7 @@ def load(
         backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of them that can run the graph (`backend_name`).
         precision: ``fp32``, ``fp16`` or ``bf16`` where the bundle has several; its first one when None.
         small: ``refuse`` images under 224 pixels, or ``resize`` (enlarge and flag) them.
-        threads: CPU threads of one inference; the library's choice when None.
+        threads: CPU threads of one inference; one for each physical core that may be used when None.
         scale: ``checkpoint`` or ``0-100``.
 
     Raises:

@@ -122,8 +122,10 @@ def test_score_many_is_lazy(bundle: Bundle) -> None:
             yield image
 
     with load(bundle, threads=1) as scorer:
-        next(scorer.score_many(source(), batch=2))
-    assert taken == 2
+        next(scorer.score_many(source(), batch=2, decode_threads=0))
+        assert taken == 2
+        next(scorer.score_many(source(), batch=2, decode_threads=1))
+        assert taken == 2 + 4
 
 
 def test_bad_images_keep_their_place(bundle: Bundle) -> None:

@@ -86,7 +86,7 @@ def create(name: str, onnx: Path, *, threads: int | None = None) -> Backend:
     Args:
         name: ``onnxruntime`` or ``openvino``.
         onnx: the graph; its external data lies beside it. Check hashes before (`Bundle.file`).
-        threads: CPU threads of one inference; the library's choice when None.
+        threads: CPU threads of one inference; one for each physical core that may be used when None.
 
     Raises:
         UsageError: unknown backend, or less than one thread. EnvironmentFault: the library is missing or chose another

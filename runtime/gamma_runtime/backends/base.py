@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 import threading
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from gamma_runtime.contract import CROP
 from gamma_runtime.errors import EXIT_GATE, InputError, UsageError
+from gamma_runtime.threads import BUDGET
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -71,12 +73,13 @@ def read_io(graph: Path, inputs: dict[str, tuple[str, Shape]], outputs: dict[str
 
 
 class Backend(abc.ABC):
-    """One compiled graph. Calls from several threads wait for each other.
+    """One compiled graph. Calls from several threads wait for each other, and calls of several graphs for processors.
 
     Attributes:
         name: ``onnxruntime``, ``openvino``.
         version: of the library.
         io: the graph's shapes.
+        threads: CPU threads that an inference keeps busy (`gamma_runtime.threads.BUDGET`); 0 where a GPU does the work.
         last_ms: milliseconds of the last `infer`, by the monotonic clock; 0 before the first.
 
     Example:
@@ -85,6 +88,7 @@ class Backend(abc.ABC):
     """
 
     name: str
+    threads: int = 0
 
     def __init__(self, graph: Path, version: str, io: GraphIO) -> None:
         self.graph = graph
@@ -93,6 +97,7 @@ class Backend(abc.ABC):
         self.last_ms = 0.0
         self._lock = threading.Lock()
         self._open = True
+        self._owner = os.getpid()
 
     def infer(self, crops: NDArray[np.uint8]) -> Outputs:
         """Score the crops of N images.
@@ -102,11 +107,17 @@ class Backend(abc.ABC):
 
         Raises:
             InputError: another type or shape than the graph's. NonFiniteError: a score is NaN or infinite.
-            UsageError: the backend is closed. EnvironmentFault: no memory, or the library failed.
+            UsageError: the backend is closed, or was opened before a fork. EnvironmentFault: no memory, or the
+                library failed.
         """
         self._check(crops)
         contiguous = np.ascontiguousarray(crops)
-        with self._lock:
+        if os.getpid() != self._owner:  # the library's threads are not here: it would wait for them for ever
+            raise UsageError(
+                f"{self.graph}: opened in process {self._owner}, used in its forked child {os.getpid()}",
+                hint="call gamma_runtime.load in every process, or start them with multiprocessing's 'spawn'",
+            )
+        with self._lock, BUDGET.hold(self.threads):
             if not self._open:
                 raise UsageError(f"{self.graph}: this backend is closed")
             start = time.perf_counter()
@@ -116,7 +127,9 @@ class Backend(abc.ABC):
         return outputs
 
     def close(self) -> None:
-        """Free the compiled graph; calling it twice is fine."""
+        """Free the compiled graph; calling it twice is fine, and in a forked child nothing happens."""
+        if os.getpid() != self._owner:
+            return
         with self._lock:
             if self._open:
                 self._open = False

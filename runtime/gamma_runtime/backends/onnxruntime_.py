@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gamma_runtime.backends.base import Backend, Outputs, Shape, read_io
 from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
+from gamma_runtime.threads import inference_threads
 
 __all__ = ["OnnxRuntimeBackend"]
 
@@ -25,13 +26,15 @@ class OnnxRuntimeBackend(Backend):
     name = "onnxruntime"
 
     def __init__(self, graph: Path, threads: int | None = None) -> None:
+        count = inference_threads(threads)
         ort = require("onnxruntime", "cpu")
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
+        options.intra_op_num_threads = count  # left alone, the library also pins them to processors
+        options.inter_op_num_threads = 1
+        # Threads that wait for work sleep: spinning ones keep a decoder, or another program, off their processor.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             # An absolute path: external data is looked up beside it, and nowhere else.
             session = ort.InferenceSession(str(graph.absolute()), options, providers=_PROVIDERS)
@@ -41,6 +44,7 @@ class OnnxRuntimeBackend(Backend):
             raise EnvironmentFault(f"{graph}: ONNX Runtime chose {session.get_providers()}, asked for {_PROVIDERS}")
         io = read_io(graph, _table(session.get_inputs()), _table(session.get_outputs()))
         super().__init__(graph, str(ort.__version__), io)
+        self.threads = count
         self._session: Any = session
 
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gamma_runtime.backends.base import Backend, Outputs, Shape, read_io
 from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
+from gamma_runtime.threads import inference_threads
 
 __all__ = ["OpenVinoBackend"]
 
@@ -25,10 +26,14 @@ class OpenVinoBackend(Backend):
     name = "openvino"
 
     def __init__(self, graph: Path, threads: int | None = None) -> None:
+        count = inference_threads(threads)
         ov = require("openvino", "cpu")
-        config: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-        if threads is not None:
-            config["INFERENCE_NUM_THREADS"] = threads
+        config: dict[str, Any] = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": count,
+            "ENABLE_CPU_PINNING": False,  # two processes, or two bundles, would be pinned to the same processors
+        }
         try:
             compiled = ov.Core().compile_model(str(graph.absolute()), _DEVICE, config)
             precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
@@ -40,6 +45,7 @@ class OpenVinoBackend(Backend):
         io = read_io(graph, _table(compiled.inputs), _table(compiled.outputs))
         super().__init__(graph, str(ov.__version__).split("-")[0], io)
         self.precision = precision
+        self.threads = count
         self._compiled: Any = compiled
         self._request: Any = compiled.create_infer_request()
 

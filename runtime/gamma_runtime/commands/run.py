@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import glob
@@ -36,8 +37,11 @@ class RunOptions(CommonOptions):
     )
     backend: str = option("auto", "auto, onnxruntime or openvino")
     precision: str | None = option(None, "fp32, fp16 or bf16, where the bundle has several")
-    batch: int = option(8, "images decoded and inferred together, within the graph's range")
-    threads: int | None = option(None, "CPU threads of one inference")
+    batch: int = option(8, "images inferred together, within the graph's range")
+    threads: int | None = option(None, "CPU threads of one inference; default: one a physical core")
+    decode_threads: int | None = option(
+        None, "threads that prepare the next images meanwhile, 0 for none; default: one a processor, at most 4"
+    )
     small: str = option("refuse", "images under 224 pixels: refuse, or resize (enlarge, flagged)")
     scale: str = option("checkpoint", "checkpoint (its own score levels) or 0-100")
     csv: bool = option(False, "comma-separated values on stdout")
@@ -106,7 +110,7 @@ def _write(panel: Panel, options: RunOptions) -> tuple[int, int, int]:
     """Score everything and write it; the number of images that failed, of all, and the highest exit code."""
     failed = total = 0
     code = EXIT_OK
-    table: list[dict[str, Any]] = []
+    table: list[tuple[str, ...]] = []
     if options.csv:
         out(_csv_line(_COLUMNS))
     for result in _progress(_results(panel, options), options.quiet):
@@ -122,7 +126,7 @@ def _write(panel: Panel, options: RunOptions) -> tuple[int, int, int]:
             for record in records:
                 out(_csv_line([_csv_cell(record[column]) for column in _COLUMNS]))
         else:
-            table += records
+            table += map(_row, records)
         sys.stdout.flush()
     if not (options.json or options.csv):
         _print_table(table, panel)
@@ -130,19 +134,22 @@ def _write(panel: Panel, options: RunOptions) -> tuple[int, int, int]:
 
 
 def _results(panel: Panel, options: RunOptions) -> Iterator[Result]:
-    """Results in the order of the paths; consecutive images share batches."""
+    """Results in the order of the paths; what matched no file keeps its place."""
     from gamma_runtime.scorer import Result
 
-    waiting: list[str] = []
-    for path, error in expand(options.paths):
-        if error is None:
-            waiting.append(path)
-        if len(waiting) == options.batch or error is not None:
-            yield from panel.results(waiting, options.batch)
-            waiting = []
-        if error is not None:
-            yield Result(path, (), error)
-    yield from panel.results(waiting, options.batch)
+    places: collections.deque[Result | None] = collections.deque()  # None: the next result of the panel
+
+    def images() -> Iterator[str]:
+        for path, error in expand(options.paths):
+            places.append(None if error is None else Result(path, (), error))
+            if error is None:
+                yield path
+
+    for result in panel.results(images(), options.batch, options.decode_threads):
+        while (missing := places.popleft()) is not None:
+            yield missing
+        yield result
+    yield from (missing for missing in places if missing is not None)
 
 
 def _records(result: Result, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -190,18 +197,18 @@ def _csv_line(cells: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
-def _print_table(records: list[dict[str, Any]], panel: Panel) -> None:
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    good = record["error"] is None
+    note = " ".join(record["flags"]) if good else printable(record["error"])
+    numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("FAILED", "")
+    return printable(record["path"] or "-"), record["scene"], *numbers, note
+
+
+def _print_table(rows: list[tuple[str, ...]], panel: Panel) -> None:
     from gamma_runtime.tables import text_table
 
-    levels = panel.bundle.manifest.checkpoint.score_levels
-    span = next((record["range"] for record in records if record["range"]), (min(levels), max(levels)))
-    title = f"score {span[0]:.3g} to {span[1]:.3g}"
-    rows = []
-    for record in records:
-        good = record["error"] is None
-        note = " ".join(record["flags"]) if good else printable(record["error"])
-        numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("FAILED", "")
-        rows.append((printable(record["path"] or "-"), record["scene"], *numbers, note))
+    low, high = panel.range
+    title = f"score {low:.3g} to {high:.3g}"
     titles = ("image", "scene", title, "crop std", "flags / error")
     if label := panel.bundle.manifest.checkpoint.label:
         out(f"checkpoint: {label}" + ("; its scores say nothing about images" if "untrained" in label else ""))
