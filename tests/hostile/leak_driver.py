@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ GROUP = 20  # images of one call of score_many
 BAD = ("truncated", "bomb", "small", "dtype", "backend", "missing")
 
 
-def sample() -> dict[str, int]:
+def sample(settled: int = 0) -> dict[str, int]:
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
+    deadline = time.monotonic() + 1.0  # a joined thread is on the kernel's list a moment longer
+    while len(os.listdir("/proc/self/task")) > settled and time.monotonic() < deadline:
+        time.sleep(0.01)
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "resident": pages * resource.getpagesize(),
@@ -115,7 +119,10 @@ def failing(scorer: Scorer, kind: str) -> Callable[[int], None]:
 
 
 def work(plan: dict[str, Any], folder: Path) -> Callable[[int], None]:
-    """What to call, by its name; `leaky` is the control: a scorer that keeps ``plan['leak']`` bytes a call."""
+    """What to call, by its name; `leaky`, `leaky-handles` and `unclosed` are controls.
+
+    `leaky` keeps ``plan['leak']`` bytes a call.
+    """
     what = plan["what"]
 
     def opened() -> Scorer:
@@ -129,6 +136,9 @@ def work(plan: dict[str, Any], folder: Path) -> Callable[[int], None]:
 
         pictures = images(folder)
         return cycle
+    if what == "unclosed":
+        scorers: list[Scorer] = []
+        return lambda _: scorers.append(opened())
     if what in BAD:
         return failing(opened(), what)
     pictures = images(folder)
@@ -154,7 +164,7 @@ def main(plan: dict[str, Any]) -> None:
         for _ in range(plan["samples"]):
             for index in range(part):
                 call(index)
-            samples.append(sample())
+            samples.append(sample(samples[0]["threads"]))
     print(json.dumps(samples))  # noqa: T201
 
 
