@@ -115,6 +115,36 @@ def eager() -> str:
     )
 
 
+def overlap() -> str:
+    """score_many with and without preparing the next images meanwhile."""
+    files = sorted(RESULTS.glob("overlap-*.json"))
+    if not files:
+        return "not measured"
+    results = [json.loads(path.read_text()) for path in files]
+    rows = [
+        [
+            f"{result['size']}, {result['photos']} photos",
+            name,
+            f"{one['images_per_second']:.3g}",
+            f"{one['ratio']:.2f} ({one['ratio_least']:.2f} to {one['ratio_most']:.2f})",
+            "yes" if one["same_scores"] else "NO",
+        ]
+        for result in results
+        for name, one in result["contenders"].items()
+    ]
+    machine = results[0]["machine"]
+    doubts = "".join(
+        f" **Not a valid measurement** ({result['size']}): {'; '.join(result['doubts'])}."
+        for result in results
+        if not result["valid"]
+    )
+    return (
+        f"`score_many` of JPEG photos of 1 to 4 megapixels, five crops, fp32, {results[0]['backend']} "
+        f"({machine['cpu']}, {machine['cores']} cores; each contender in a process of its own, medians of interleaved rounds):{doubts}\n\n"
+        + _table(["model", "decoding and inference", "images/s", "times as fast (range)", "same scores"], rows)
+    )
+
+
 def demo() -> str:
     """What `make demo` printed, without the progress on stderr; long tables are cut after some rows."""
     path = RESULTS / "make_demo.txt"

@@ -26,10 +26,10 @@ def _recorded() -> list[tuple[str, int]]:
     return sorted((path.name, path.stat().st_mtime_ns) for path in RESULTS.glob("*"))
 
 
-def _run(script: str, work: Path) -> tuple[str, dict[str, Any]]:
+def _run(script: str, work: Path, *more: str) -> tuple[str, dict[str, Any]]:
     """Standard output and the result file of one round; the recorded results stay as they are."""
     recorded = _recorded()
-    command = [sys.executable, f"benchmarks/{script}.py", "--tiny", "--rounds", "1", "--work", str(work)]
+    command = [sys.executable, f"benchmarks/{script}.py", "--tiny", "--rounds", "1", "--work", str(work), *more]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert _recorded() == recorded
@@ -71,6 +71,16 @@ def test_eager_vs_graph(work: Path) -> None:
     assert output.count("\n") == 1
 
 
+def test_overlap(work: Path) -> None:
+    output, result = _run("overlap", work, "--photos", "10")
+    [one] = result["rounds"]
+    assert set(one) == {"one after another", "overlapped"}
+    assert {len(contender["scores_sha256"]) for contender in one.values()} == {64}
+    assert all(contender["same_scores"] for contender in result["contenders"].values())
+    assert result["contenders"]["one after another"]["ratio"] == 1.0
+    assert output.startswith("one after another: ")
+
+
 def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     good = {"seconds": 80.0, "peak_rss_bytes": 3e9, "bundle_bytes": 340e6}
@@ -79,6 +89,14 @@ def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [goal.met for goal in goals([good, good])] == [True, True, True]
     assert [goal.met for goal in goals([good, slow])] == [False, True, True]
     assert [goal.met for goal in goals([large, good])] == [True, False, False]
+    overlap = importlib.import_module("overlap")
+    for changed, expected in (
+        ({}, [True, True]),
+        ({"ratio": 0.9}, [True, False]),
+        ({"same_scores": False}, [False, True]),
+    ):
+        one = {"overlapped": {"same_scores": True, "ratio": 1.2} | changed}
+        assert [goal.met for goal in overlap.goals(one)] == expected
     eager = importlib.import_module("eager_vs_graph")
     fine = {"crop_score_difference": 1e-6, "ratio": 1.1}
     other = {"onnxruntime": {**fine, "ratio": 0.9}, "openvino": {**fine, "crop_score_difference": 1e-3}}

@@ -130,7 +130,7 @@ def test_1_kb_a_call_is_noticed_in_200(bundle: Bundle) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("backend", NAMES)
 def test_bundles_left_open_are_noticed(bundle: Bundle, backend: str) -> None:
-    with pytest.raises(LeakError, match="resident memory grew|threads"):
+    with pytest.raises(LeakError, match=r"resident memory grew|threads"):
         check(run(bundle, "unclosed", backend, threads=2, warm_up=50, calls=100, samples=10))
 
 
