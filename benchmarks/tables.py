@@ -140,7 +140,8 @@ def overlap() -> str:
     )
     return (
         f"`score_many` of JPEG photos of 1 to 4 megapixels, five crops, fp32, {results[0]['backend']} "
-        f"({machine['cpu']}, {machine['cores']} cores; each contender in a process of its own, medians of interleaved rounds):{doubts}\n\n"
+        f"({machine['cpu']}, {machine['cores']} cores; each contender in a process of its own, medians of interleaved "
+        f"rounds):{doubts}\n\n"
         + _table(["model", "decoding and inference", "images/s", "times as fast (range)", "same scores"], rows)
     )
 

@@ -212,3 +212,56 @@ def test_progress_only_where_someone_watches(bundle: str, photos: Path) -> None:
         os.close(terminal)
         assert (b"images" in shown) == expected
         assert b"A.PNG" in done.stdout
+
+
+GROWTH = """
+import gc, io, resource, sys
+from pathlib import Path
+from gamma_runtime.commands.run import main
+class Counting(io.StringIO):
+    lines, seen, kept = 0, {}, []
+    def write(self, text):
+        self.lines += text.count("\\n")
+        if self.lines in (1000, 8000) and self.lines not in self.seen:
+            gc.collect()
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            self.seen[self.lines] = pages * resource.getpagesize()
+        if keep:
+            self.kept.append(text)
+        return len(text)
+keep = sys.argv.pop() == 'keep'
+counting = sys.stdout = Counting()
+code = main([sys.argv[1], sys.argv[2], "--threads", "1", "--batch", "64", *sys.argv[3:]])
+sys.stdout = sys.__stdout__
+print(code, counting.lines, counting.seen[8000] - counting.seen[1000])
+"""
+
+
+def growth(bundle: str, folder: Path, flag: str, keep: str) -> tuple[int, int, int]:
+    """Exit code, lines written, and what the process grew by in bytes between lines 1,000 and 8,000."""
+    argv = [sys.executable, "-c", GROWTH, bundle, str(folder), flag, "--quiet", keep]
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    code, written, grown = map(int, done.stdout.split())
+    return code, written, grown
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """8,100 empty files. A folder's names are sorted, so they are a list; there are ten folders."""
+    for group in range(10):
+        (tmp_path / "many" / str(group)).mkdir(parents=True)
+        for index in range(810):
+            os.mknod(tmp_path / "many" / str(group) / f"{index}.jpg")
+    return tmp_path / "many"
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv"])
+def test_a_long_list_is_not_kept(bundle: str, many: Path, flag: str) -> None:
+    code, written, grown = growth(bundle, many, flag, "drop")
+    assert (code, written) == (3, 8100 + (flag == "--csv"))
+    assert grown < 500_000
+
+
+def test_a_kept_list_would_be_noticed(bundle: str, many: Path) -> None:
+    assert growth(bundle, many, "--json", "keep")[2] > 1_000_000
