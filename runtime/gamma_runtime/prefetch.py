@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
-from gamma_runtime.errors import UsageError
+from gamma_runtime.errors import EnvironmentFault, UsageError
 
 __all__ = ["THREAD_NAME", "chunked", "prefetched"]
 
@@ -33,7 +33,7 @@ def prefetched(
         ahead: items that are taken before they are asked for.
 
     Raises:
-        UsageError: used in a forked child of the process that began it.
+        UsageError: used in a forked child of the process that began it. EnvironmentFault: no thread could be started.
     """
     if threads == 0:
         for item in items:
@@ -51,7 +51,7 @@ def prefetched(
                 except Exception as error:  # also StopIteration; raised when all before it was handed out
                     end = error
                 else:
-                    pending.append((item, pool.submit(work, item)))
+                    pending.append((item, _submit(pool, work, item)))
             if not pending:
                 break
             item, future = pending.popleft()
@@ -63,6 +63,14 @@ def prefetched(
             pool.shutdown(wait=True, cancel_futures=True)
     if end is not None and not isinstance(end, StopIteration):
         raise end
+
+
+def _submit(pool: concurrent.futures.Executor, work: Callable[[T], R], item: T) -> concurrent.futures.Future[R]:
+    try:
+        return pool.submit(work, item)
+    except RuntimeError as error:
+        hint = "too little memory, or a limit of processes; --decode-threads 0 needs no thread"
+        raise EnvironmentFault(f"no thread for decoding ({error})", hint=hint) from error
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:

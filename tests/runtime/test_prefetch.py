@@ -6,6 +6,8 @@ import gc
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,3 +218,24 @@ def test_chunks() -> None:
 def test_a_source_that_ends_at_once() -> None:
     assert list(prefetched(str, iter([]), 2, 4)) == []
     assert list(prefetched(str, iter([1]), 2, 4)) == [(1, "1")]
+
+
+NO_THREADS = """
+import sys, threading
+from gamma_runtime.commands.run import RunOptions, run
+from gamma_runtime.cli import run_command
+from gamma_runtime.scorer import load
+load(sys.argv[1], threads=1).score(sys.argv[2])
+threading.stack_size(1 << 40)  # more than any machine maps
+sys.exit(run_command("gamma-run", run, RunOptions, sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("extra", "code"), [([], 5), (["--decode-threads", "0"], 0)])
+def test_no_thread_can_be_started(bundle: Bundle, tmp_path: Path, extra: list[str], code: int) -> None:
+    (tmp_path / "a.png").write_bytes(encode(photo(), "PNG"))
+    argv = [sys.executable, "-c", NO_THREADS, str(bundle.folder), str(tmp_path / "a.png"), "--threads", "1", *extra]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert ("no thread for decoding" in done.stderr) == bool(code)
+    assert "Traceback" not in done.stderr
