@@ -85,6 +85,27 @@ def test_several_scenes(bundle: str, photos: Path, spelling: list[str], capsys: 
             assert record["score"] == pytest.approx(scorer.score(photos / "b.jpg").value, abs=1e-6)
 
 
+def test_decoding_threads_change_nothing(bundle: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "a-cut.jpg").write_bytes((photos / "b.jpg").read_bytes()[:2000])
+    paths = ["nothing-1-*.png", str(photos), "nothing-2-*.png", str(photos / "b.jpg"), "nothing-3-*.png"]
+    texts = []
+    for threads in ("0", "1", "3"):
+        assert main([bundle, *paths, "--json", "--threads", "1", "--decode-threads", threads, "--batch", "2"]) == 3
+        texts.append(capsys.readouterr().out)
+    assert texts[1:] == texts[:1] * 2
+    names = [Path(record["path"]).name for record in lines(texts[0])]
+    assert names == [
+        "nothing-1-*.png",
+        "A.PNG",
+        "a-cut.jpg",
+        "b.jpg",
+        "c.webp",
+        "nothing-2-*.png",
+        "b.jpg",
+        "nothing-3-*.png",
+    ]
+
+
 def test_csv(bundle: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / 'comma, "quote".jpg').write_bytes(b"nothing")
     assert main([bundle, str(photos), "--csv", "--quiet", "--threads", "1"]) == 3
@@ -132,6 +153,7 @@ def test_a_score_that_is_not_finite_is_an_error_record(tmp_path: Path, capsys: p
         (["--json", "--csv"], 2),
         (["--backend", "tensorflow"], 2),
         (["--batch", "0"], 2),
+        (["--decode-threads", "-1"], 2),
         (["--scene", "nonsense"], 3),
         (["--no-such-flag"], 2),
     ],
