@@ -55,6 +55,7 @@ class Options(BenchmarkOptions):
 def _bundle(options: Options) -> Path:
     """A fresh fp32 bundle of one scene, five crops a photo."""
     kind = "tiny" if options.tiny else options.size
+    options.work.mkdir(parents=True, exist_ok=True)
     target = options.work / f"overlap-{kind}.gamma"
     source = [] if kind == "demo" else [checkpoint(options)]
     log(f"exporting the fp32 graph ({kind})")

@@ -94,16 +94,8 @@ def test_decoding_threads_change_nothing(bundle: str, photos: Path, capsys: pyte
         texts.append(capsys.readouterr().out)
     assert texts[1:] == texts[:1] * 2
     names = [Path(record["path"]).name for record in lines(texts[0])]
-    assert names == [
-        "nothing-1-*.png",
-        "A.PNG",
-        "a-cut.jpg",
-        "b.jpg",
-        "c.webp",
-        "nothing-2-*.png",
-        "b.jpg",
-        "nothing-3-*.png",
-    ]
+    assert names[:1] + names[5:6] + names[7:] == ["nothing-1-*.png", "nothing-2-*.png", "nothing-3-*.png"]
+    assert names[1:5] + names[6:7] == ["A.PNG", "a-cut.jpg", "b.jpg", "c.webp", "b.jpg"]
 
 
 def test_csv(bundle: str, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
