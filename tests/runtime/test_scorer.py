@@ -150,7 +150,7 @@ def test_options_are_checked(bundle: Bundle) -> None:
             list(scorer.score_many([photo()], batch=0))
         with pytest.raises(UsageError, match="ignore"):
             list(scorer.score_many([photo()], on_error="ignore"))  # type: ignore[call-overload]
-    for wrong in ({"backend": "tensorflow"}, {"small": "pad"}, {"scale": "stars"}, {"threads": 0}):
+    for wrong in ({"backend": "tensorflow"}, {"small": "stretch"}, {"scale": "stars"}, {"threads": 0}):
         with pytest.raises(UsageError):
             load(bundle, **wrong)  # type: ignore[arg-type]
     for missing in ({"scene": "nonsense"}, {"precision": "fp16"}):

@@ -15,7 +15,7 @@ from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 __all__ = ["OpenVinoBackend"]
 
 _DEVICE = "CPU"
-_NAMES = ("crops", "score", "crop_scores")
+_NAMES = ("crops", "frames", "score", "crop_scores")
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -45,7 +45,7 @@ class OpenVinoBackend(Backend):
 
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
         try:
-            results = self._request.infer({"crops": crops})
+            results = self._request.infer({self.io.input: crops})
         except Exception as error:  # as above
             raise _explain(self.graph, error) from error
         # Copies: the request reuses its own memory on the next call.
