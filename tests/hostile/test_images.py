@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import struct
 import subprocess
 import sys
@@ -259,15 +258,6 @@ def test_a_bomb_costs_no_memory() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], input=bomb(16_384, 16_384), capture_output=True, check=True)
     assert int(done.stdout) < 16 * 1024, "KiB"
-
-
-def test_the_largest_legal_image_stays_within_bounds() -> None:
-    """64 megapixels of 16-bit RGBA decode without the wider integers all at once."""
-    limit = Limits(max_pixels=4_000_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    data = cv2.imencode(".png", np.zeros((2000, 2000, 4), np.uint16))[1].tobytes()
-    assert decode(data, limit).pixels.shape == (2000, 2000, 3)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "KiB"
 
 
 def test_a_jpeg_with_thousands_of_scans_is_refused() -> None:

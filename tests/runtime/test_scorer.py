@@ -248,7 +248,7 @@ def test_cover_scores_each_crop_of_photos_of_any_size(cover: Bundle, backend: st
 
 
 def test_one_dark_crop_makes_a_photo_of_cover_an_error_and_no_other(cover: Bundle) -> None:
-    half = photo(448, 224)
+    half = photo(448, 224).copy()
     half[:, :224] = 0
     with load(cover, threads=1) as scorer:
         results = list(scorer.score_many([photo(), half, photo(seed=1)], on_error="yield"))
