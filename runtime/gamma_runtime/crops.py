@@ -16,7 +16,17 @@ from gamma_runtime.decode import Decoded, Encoded, Pixels, decode, name_of
 from gamma_runtime.errors import InputError, UsageError
 from gamma_runtime.sniff import check_size
 
-__all__ = ["Image", "Prepared", "mirrored", "positions", "prepare", "prepare_scenes", "splitmix64", "working_size"]
+__all__ = [
+    "Image",
+    "Prepared",
+    "mirrored",
+    "positions",
+    "prepare",
+    "prepare_scenes",
+    "reduced",
+    "splitmix64",
+    "working_size",
+]
 
 Image: TypeAlias = Encoded | Pixels
 _MASK = (1 << 64) - 1
@@ -171,15 +181,22 @@ def _prepare(decoded: Decoded, plan: _Plan, contract: Contract) -> Prepared:
     pixels, flags = decoded.pixels, list(decoded.flags)
     if plan.native:
         flags.append("native")
-    if plan.reduced != (pixels.shape[1], pixels.shape[0]):
-        cv2 = require("cv2", "cpu")
-        pixels = cv2.resize(pixels, plan.reduced, interpolation=cv2.INTER_AREA)
+    pixels = reduced(pixels, plan.reduced)
     if plan.final != plan.reduced:
         pixels = _grow(pixels, plan.final, contract.small)
         flags.append("padded" if contract.small == "pad" else "enlarged")
     places = positions(contract.crop, *plan.final)
     crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in places])
     return Prepared(crops, plan.final, tuple(flags), pixels if contract.crop.frame else None)
+
+
+def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """The picture at a working size (width and height, pixels) that is not larger than it."""
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    cv2 = require("cv2", "cpu")
+    smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return smaller
 
 
 def _grow(pixels: Pixels, size: tuple[int, int], small: str) -> Pixels:
