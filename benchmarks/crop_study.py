@@ -34,6 +34,7 @@ from gamma_runtime.errors import EXIT_OK, InputError, UsageError
 POLICIES = ("centre", "five", "grid2x2", "grid2x3", "grid3x3", "cover")
 AUTHORS = "random10"  # their protocol: ten uniform positions, here once for each seed
 DENSE = "dense"
+NOTHING = "random weights: says nothing about which policy is better"
 MIN_PHOTOS = 16  # rank correlation of fewer says little
 Means = dict[str, dict[str, float]]  # working size -> policy -> score of one photo
 
@@ -189,7 +190,7 @@ def _row(
 ) -> dict[str, Any]:
     gap = [m["scene"][policy] - m["scene"][DENSE] for m in means]
     crops = float(np.mean([count[policy] for count in counts]))
-    sizes = [size for size in options.sizes.split(",") if policy in means[0][size]]
+    sizes = [size for size in options.sizes.split(",") if all(policy in m[size] for m in means)]
     return {
         "crops": crops,
         "gmac": crops * macs_per_crop(judge.dims) / 1e9,
@@ -237,11 +238,13 @@ def report(options: Options) -> int:
     """Compare crop policies by distance to the dense mean, by opinion scores and by cost."""
     from crop_figure import draw, text
 
+    from gamma_export.demo import LABEL
+
     judge = open_judge(options.source, options.scene, options.backend, options.device, options.batch, options.threads)
     result = {
         "benchmark": "crop policies against the dense mean and opinion scores",
         "tiny": options.tiny,
-        "warning": f"{judge.label} weights: says nothing about which policy is better" if judge.label else None,
+        "warning": NOTHING if judge.label == LABEL else judge.label,
         "machine": machine_facts(),
         "source": judge.facts,
         "working_short_side": judge.short_side,
