@@ -37,7 +37,7 @@ class ExportOptions:
         "five", "crop policy: centre, five, gridRxC, cover, randomN or randomN:seedS; frameWxH:POLICY for camera frames"
     )
     native: bool = option(False, "keep the photos' own pixels instead of the scenes' working sizes")
-    batch: str = option("1", "images in one call: a number, or LEAST:OPTIMAL:MOST")
+    batch: str = option("1", "images (for --crops cover: crops) in one call: a number, or LEAST:OPTIMAL:MOST")
     joint: bool = option(False, "only the graph of all scenes in one pass, no graph for each scene")
     attention: Literal["decomposed", "op", "both"] = option(
         "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX); both: graphs of each"

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Any
 
-__all__ = ["CROP", "FRAMES", "MAX_COVER", "MAX_CROPS", "SMALL", "Contract", "CropPolicy", "Limits"]
+__all__ = ["CROP", "FRAMES", "MAX_COVER", "MAX_CROPS", "MAX_FRAME", "SMALL", "Contract", "CropPolicy", "Limits"]
 
 _NUMBERS_END = 2**53  # above it JSON readers differ
 CROP = 224  # pixels; the model's input, fixed by its position table (model.md 1.5)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gamma_runtime.contract import MAX_COVER, Contract, CropPolicy, Limits
+from gamma_runtime.contract import CROP, MAX_COVER, MAX_CROPS, MAX_FRAME, Contract, CropPolicy, Limits
 from gamma_runtime.crops import mirrored, positions, prepare
 from gamma_runtime.errors import InputError, UsageError
 from tests.runtime.images import encode, photo, png
@@ -195,3 +196,17 @@ def test_strict_refuses_several_pictures_before_a_pixel_is_decoded() -> None:
             prepare(data, strict, "native")
         assert "--strict" in (caught.value.hint or "")
         assert prepare(encode(frames[0], "PNG"), strict, "native").flags == ("native",)
+
+
+def test_the_written_rules_have_the_codes_numbers() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs" / "contract.md").read_text().split())
+    limits = Limits()
+    for words in (
+        f"at most {MAX_COVER} crops",
+        f"Sides are {CROP} to {MAX_FRAME} pixels, crops at most {MAX_CROPS}",
+        f"{limits.max_bytes >> 20} MiB, {limits.max_pixels // 10**6} megapixels, {limits.max_side} pixels a side or "
+        f"{limits.max_aspect:g}:1",
+    ):
+        assert words in text
+    for policy in ("centre", "five", "cover"):
+        assert f"| `{policy}`" in text
