@@ -212,3 +212,17 @@ def test_progress_only_where_someone_watches(bundle: str, photos: Path) -> None:
         os.close(terminal)
         assert (b"images" in shown) == expected
         assert b"A.PNG" in done.stdout
+
+
+def test_small_and_strict_are_recorded_or_refused(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """44x36 pixels, three frames: padded and flagged; with --strict refused."""
+    image = str(Path(__file__).parent.parent / "data" / "images" / "animated.webp")
+    assert main([bundle, image, "--small", "pad", "--json", "--threads", "1"]) == 0
+    (record,) = lines(capsys.readouterr().out)
+    assert record["flags"] == ["untrained", "frames", "padded"]
+    assert record["working_size"] == [224, 224]
+    assert main([bundle, image, "--small", "pad", "--strict", "--json", "--threads", "1"]) == 3
+    (record,) = lines(capsys.readouterr().out)
+    assert "more than one picture" in record["error"]
+    assert main([bundle, image, "--json", "--threads", "1"]) == 3
+    assert "44x36 leaves no room" in lines(capsys.readouterr().out)[0]["error"]
