@@ -18,6 +18,7 @@ from gamma_runtime.bundle import Bundle, open_bundle
 from gamma_runtime.engines import EngineOptions, build_engines
 from gamma_runtime.errors import InputError
 from tests import tiny_export
+from tests.gpu.interpreter import Interpreter
 from tests.runtime.engine_bundle import needs_rtx
 from tests.runtime.images import encode, photo
 
@@ -157,6 +158,18 @@ def test_gamma_run_scores_frames(
     assert tiny_export.command("run", folder, str(tmp_path / "right.png")) == 0
     assert tiny_export.command("run", folder, str(tmp_path / "wrong.png")) == 3
     assert "300x300; this bundle's graph takes frames" in capsys.readouterr().out
+
+
+def test_an_independent_interpreter_cuts_the_same(make: Callable[..., Bundle]) -> None:
+    """The GPU checks' own reading of the graph, here on the CPU: frames with their batch of two."""
+    from gamma_runtime import backends
+
+    bundle = make(frame_text("five"))
+    path = bundle.graph_file(bundle.manifest.graphs[0])
+    frames = np.stack([photo(*FRAME, seed=seed) for seed in range(2)])
+    with backends.create("onnxruntime", path, threads=1) as backend:
+        wanted = backend.infer(frames).crop_scores
+    assert np.abs(Interpreter(path).run(frames)["crop_scores"] - wanted).max() <= 1e-6
 
 
 @needs_rtx
