@@ -46,7 +46,7 @@ class Candidate:
         self.model, self.text, _ = demo.conditioned_model(dims, SEED)
         self.names = [scene.name for scene in scenes.scenes_of("sdp")]
         crops = parity.verification_crops(packaged_photos())[::3]  # the photos; not their degraded copies
-        self.wanted = parity.reference(self.model, self.text, self.names, crops, steps.Steps())
+        self.wanted = parity.reference(self.model, self.text, self.names, parity.Subjects(crops), steps.Steps())
         self.state = dict(self.model.state_dict())
         self._weights: dict[str, weights.WeightsFile] = {}
 

@@ -92,4 +92,10 @@ def _warnings(checkpoint: Checkpoint, plan: Plan) -> list[str]:
             warnings.append(
                 f"scene {scene.name}: {scene.kind} prompts, the checkpoint was trained with {checkpoint.prompts} ones"
             )
+        trained = scene.short_side
+        if (frame := plan.contract.crop.frame) and trained and min(frame) > trained:
+            warnings.append(
+                f"scene {scene.name}: frames of {frame[0]}x{frame[1]} are scored at their own pixels; it was trained "
+                f"on photos with a short side of {trained}, so its scores may mean something else"
+            )
     return warnings

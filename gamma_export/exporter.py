@@ -120,10 +120,10 @@ def _build(
     from gamma_export.describe import describe
     from gamma_export.fold import encode_scenes, fold_text
     from gamma_export.golden import make_golden
-    from gamma_export.parity import photos_in, reference, verification_crops
+    from gamma_export.parity import photos_in, reference, verification_subjects
 
     names = [scene.name for scene in plan.scenes]
-    crops = verification_crops(photos_in(options.photos), steps)
+    subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
         text = encode_scenes(model, plan.scenes)
         folded = fold_text(text, model.clip_model.logit_scale)
@@ -133,7 +133,7 @@ def _build(
         made = _graphs(stage, checkpoint, plan, options, precision, folded, steps)
         files += made[0]
         graphs += made[1]
-    wanted = reference(model, text, names, crops, steps, options.threads)
+    wanted = reference(model, text, names, subjects, steps, options.threads)
     with steps.step("golden images in PyTorch"):
         golden_files, golden = make_golden(stage, model, text, plan.contract, names, options.threads)
     parity = _parity(stage, graphs, wanted, options, steps)
@@ -155,7 +155,7 @@ def _graphs(
     from gamma_export.weights import write_weights
     from gamma_runtime.manifest import FileEntry
 
-    dims = checkpoint.dims
+    dims, crop = checkpoint.dims, plan.contract.crop
     with steps.step(f"{precision} weights"):
         weights = write_weights(stage, fold_vision(checkpoint.state, dims), precision)
     files = [FileEntry(name=weights.name, size=weights.size, sha256=weights.sha256)]
@@ -165,8 +165,9 @@ def _graphs(
             precision=precision,
             residual=options.residual,
             attention=attention,
-            crops=plan.contract.crop.crops,
+            crops=crop.crops,
             batch=plan.batch,
+            frame=crop if crop.frame else None,
         )
         for attention in plan.attentions(options, precision)
     ]

@@ -27,6 +27,8 @@ def make_golden(
 ) -> tuple[list[FileEntry], list[Golden]]:
     """Copy the packaged golden images into the bundle, with the crops and scores that they must give.
 
+    A graph that takes frames needs images of that size: the same pictures, mirrored at their edges, as PNG.
+
     Args:
         stage: the bundle under construction.
         model: the PyTorch module; its fp32 scores are the truth.
@@ -44,9 +46,10 @@ def make_golden(
     images = packaged_golden()
     licences = {e["file"]: e["licence"] for e in json.loads((images[0].parent / "golden.json").read_text())}
     for index, image in enumerate(images):
-        prepared = prepare_scenes(image, contract, scenes)
+        content, suffix = _encoded(image, contract)
+        prepared = prepare_scenes(content, contract, scenes)
         scores = _by_scene(model, text, {s: p.crops for s, p in prepared.items()}, threads)
-        entry = add_file(stage, f"golden-{index + 1:02d}", image.suffix, image.read_bytes())
+        entry = add_file(stage, f"golden-{index + 1:02d}", suffix, content)
         files.append(entry)
         golden.append(
             Golden(
@@ -57,6 +60,20 @@ def make_golden(
             )
         )
     return files, golden
+
+
+def _encoded(image: Path, contract: Contract) -> tuple[bytes, str]:
+    """A golden image's file content and suffix, as the bundle gets it."""
+    frame = contract.crop.frame
+    if frame is None:
+        return image.read_bytes(), image.suffix
+    import cv2
+
+    from gamma_runtime.crops import mirrored
+    from gamma_runtime.decode import decode
+
+    pixels = mirrored(decode(image, contract.limits).pixels, *frame)
+    return cv2.imencode(".png", np.ascontiguousarray(pixels[:, :, ::-1]))[1].tobytes(), ".png"
 
 
 def _by_scene(model: Gamma, text: Tensor, crops: dict[str, Pixels], threads: int | None) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gamma_export.graph import DTYPES, IR_VERSION
+from gamma_runtime.contract import CROP
 from gamma_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ OPS = frozenset(
         "Add",
         "Attention",
         "Cast",
+        "Concat",
         "Div",
         "Gather",
         "LayerNormalization",
@@ -37,6 +39,7 @@ OPS = frozenset(
         "Relu",
         "Reshape",
         "Sigmoid",
+        "Slice",
         "Softmax",
         "Split",
         "Sub",
@@ -77,6 +80,7 @@ def lint(model: onnx.ModelProto, dims: GammaDims, options: GraphOptions) -> Iter
     yield from _casts(model, types, dims, options)
     yield from _weights(model, dims)
     yield from _shapes(model, options)
+    yield from _cuts(model, options)
 
 
 def _versions(model: onnx.ModelProto, options: GraphOptions) -> Iterator[str]:
@@ -206,3 +210,24 @@ def _shapes(model: onnx.ModelProto, options: GraphOptions) -> Iterator[str]:
         for value in model.graph.value_info:
             if any(not d.HasField("dim_value") for d in value.type.tensor_type.shape.dim):
                 yield f"{value.name}: not a static shape"
+
+
+def _cuts(model: onnx.ModelProto, options: GraphOptions) -> Iterator[str]:
+    """The first node is the input's Cast; crops are cut where the contract says, and only out of frames."""
+    from onnx import numpy_helper
+
+    readers = [node.op_type for node in model.graph.node if set(node.input) & {i.name for i in model.graph.input}]
+    if readers != ["Cast"] or model.graph.node[0].op_type != "Cast":
+        yield f"the input goes to {readers}; TensorRT wants one Cast in front"
+    constants = {t.name: t for t in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if node.op_type == "Slice":
+            start, end, axes = (numpy_helper.to_array(constants[name]).tolist() for name in node.input[1:])
+            found.append((start, end, axes))
+    wanted = [([y, x], [y + CROP, x + CROP], [1, 2]) for y, x in options.places]
+    if found != wanted:
+        yield f"crops are cut at {found}, expected {wanted}"
+    concats = [len(node.input) for node in model.graph.node if node.op_type == "Concat"]
+    if concats != ([len(wanted)] if len(wanted) > 1 else []):
+        yield f"Concat of {concats}, expected one of {len(wanted)} crops"

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gamma_runtime.backends.base import Backend
+    from gamma_runtime.contract import CropPolicy
     from gamma_runtime.manifest import GraphEntry, Parity
     from gamma_training.model import Gamma
 
 __all__ = [
     "MIN_SRCC",
     "Reference",
+    "Subjects",
     "compare",
     "graph_scores",
     "measure",
@@ -31,6 +33,7 @@ __all__ = [
     "share_for",
     "torch_scores",
     "verification_crops",
+    "verification_subjects",
 ]
 
 Pixels: TypeAlias = NDArray[np.uint8]
@@ -40,16 +43,46 @@ MIN_SRCC = 0.99
 SRCC_FROM = 16  # crops; rank correlation of fewer says little
 SCENE_GRAPH_CROPS = 4
 _TORCH_BATCH = 8
+_MAX_FRAMES = 16  # some hundred megabytes of 4K
 _MEAN_TOLERANCE = 1e-5  # float32 mean of up to 64 crops
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
-    """What the PyTorch module says: uint8 crops [P, 224, 224, 3] and scores [P, K] of the named scenes."""
+class Subjects:
+    """What a verification scores: uint8 crops [P, 224, 224, 3].
+
+    ``frames`` uint8 [F, H, W, 3] where the graph takes frames; the crops are then all of theirs, in order.
+    """
 
     crops: Pixels
+    frames: Pixels | None = None
+
+    @property
+    def inputs(self) -> Pixels:
+        """What the graph is fed: the frames, or the crops."""
+        return self.crops if self.frames is None else self.frames
+
+    def first(self, crops: int) -> Subjects:
+        """The first crops; of whole frames, two at least (one for each end of a ranged batch)."""
+        if self.frames is None:
+            return Subjects(self.crops[:crops])
+        each = len(self.crops) // len(self.frames)
+        frames = max(2, -(-crops // each))
+        return Subjects(self.crops[: frames * each], self.frames[:frames])
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What the PyTorch module says: scores [P, K] of the subjects' P crops in the named scenes."""
+
+    subjects: Subjects
     scores: Scores
     scenes: tuple[str, ...]
+
+    @property
+    def crops(self) -> Pixels:
+        """The subjects' crops."""
+        return self.subjects.crops
 
     def column(self, scene: str) -> Scores:
         """One scene's scores [P]."""
@@ -100,19 +133,54 @@ def verification_crops(photos: Sequence[Path], steps: Steps | None = None) -> Pi
     return np.stack(crops)
 
 
+def verification_subjects(photos: Sequence[Path], crop: CropPolicy, steps: Steps | None = None) -> Subjects:
+    """`verification_crops`, or for a policy with a frame that many crops of frames.
+
+    A frame is a photo (or a degraded copy) at its own pixels, centred, cut or mirrored at its edges to the frame's
+    size; photos are taken evenly from all of them. Every crop of every frame is compared, so nothing is padded.
+
+    Raises:
+        InputError: as `verification_crops`.
+    """
+    if crop.frame is None:
+        return Subjects(verification_crops(photos, steps))
+    from gamma_export.photos import VERIFICATION_COPIES, verification_set
+    from gamma_runtime.contract import CROP
+    from gamma_runtime.crops import mirrored, positions
+
+    total = len(photos) * (1 + len(VERIFICATION_COPIES))
+    wanted = max(2, min(_MAX_FRAMES, -(-total // crop.crops)))
+    chosen = {index * total // wanted for index in range(wanted)}
+    frames: list[Pixels] = []
+    with (steps or Steps()).step(f"{wanted} frames of {crop.width}x{crop.height} from photos", total) as tick:
+        for index, (_, pixels) in enumerate(verification_set(photos)):
+            if index in chosen:
+                frames.append(mirrored(pixels, crop.width, crop.height))
+            tick(1)
+    places = positions(crop, crop.width, crop.height)
+    crops = [frame[y : y + CROP, x : x + CROP] for frame in frames for y, x in places]
+    return Subjects(np.stack(crops), np.stack(frames))
+
+
 def reference(
-    model: Gamma, text: Tensor, scenes: Sequence[str], crops: Pixels, steps: Steps, threads: int | None = None
+    model: Gamma,
+    text: Tensor,
+    scenes: Sequence[str],
+    subjects: Subjects,
+    steps: Steps,
+    threads: int | None = None,
 ) -> Reference:
     """Score the crops with PyTorch in fp32, ``text`` [5 * K, embed] being the scenes' features in order.
 
     Raises:
         InputError: a score is NaN or infinite.
     """
+    crops = subjects.crops
     with steps.step(f"PyTorch reference, {len(crops)} crops", len(crops)) as tick:
         scores = torch_scores(model, text, crops, threads, tick)
     if bad := int((~np.isfinite(scores)).sum()):
         raise InputError(f"the checkpoint gives non-finite scores ({bad} of {scores.size})", hint="check its weights")
-    return Reference(crops, scores, tuple(scenes))
+    return Reference(subjects, scores, tuple(scenes))
 
 
 def torch_scores(model: Gamma, text: Tensor, crops: Pixels, threads: int | None, tick: Tick) -> Scores:
@@ -133,23 +201,24 @@ def torch_scores(model: Gamma, text: Tensor, crops: Pixels, threads: int | None,
     return np.concatenate(made)
 
 
-def graph_scores(backend: Backend, batch: int, crops: Pixels, steps: Steps, label: str) -> Scores:
-    """Scores [P, K] of single crops [P, 224, 224, 3], packed into the graph's [N, C] and read from ``crop_scores``.
+def graph_scores(backend: Backend, batch: int, inputs: Pixels, steps: Steps, label: str) -> Scores:
+    """Crop scores [P, K] of single crops [P, 224, 224, 3], packed into the graph's [N, C], or of frames [F, H, W, 3].
 
     Raises:
         InputError: ``score`` is not the mean of ``crop_scores``.
     """
-    per_run = batch * backend.io.crops
+    io = backend.io
+    per_run, each = (batch, io.crops) if io.frame else (batch * io.crops, 1)  # inputs a call; crops an input
     made = []
-    with steps.step(label, len(crops)) as tick:
-        for start in range(0, len(crops), per_run):
-            part = crops[start : start + per_run]
+    with steps.step(label, len(inputs) * each) as tick:
+        for start in range(0, len(inputs), per_run):
+            part = inputs[start : start + per_run]
             filled = np.concatenate([part, np.repeat(part[-1:], per_run - len(part), axis=0)])
-            outputs = backend.infer(filled.reshape(batch, backend.io.crops, *crops.shape[1:]))
+            outputs = backend.infer(filled.reshape(batch, *io.image_shape))
             if np.abs(outputs.score - outputs.crop_scores.mean(axis=1)).max() > _MEAN_TOLERANCE:
                 raise InputError(f"{backend.graph}: score is not the mean of crop_scores")
-            made.append(outputs.crop_scores.reshape(per_run, -1)[: len(part)])
-            tick(len(part))
+            made.append(outputs.crop_scores.reshape(per_run * each, -1)[: len(part) * each])
+            tick(len(part) * each)
     return np.concatenate(made).astype(np.float64)
 
 
@@ -184,7 +253,8 @@ def share_for(entry: GraphEntry, graphs: Sequence[GraphEntry], wanted: Reference
     """
     widest = max(len(g.scenes) for g in graphs if g.precision == entry.precision)
     crops = SCENE_GRAPH_CROPS if len(entry.scenes) < widest else len(wanted.crops)
-    return Reference(wanted.crops[:crops], wanted.scores[:crops], wanted.scenes)
+    subjects = wanted.subjects.first(crops)
+    return Reference(subjects, wanted.scores[: len(subjects.crops)], wanted.scenes)
 
 
 def measure(
@@ -192,7 +262,7 @@ def measure(
 ) -> list[Parity]:
     """Parity of one graph on one backend, a row for each of its scenes.
 
-    Where the batch is a range, half of the crops go through its smallest size and half through its largest.
+    Where the batch is a range, half of the inputs go through its smallest size and half through its largest.
 
     Raises:
         EnvironmentFault: the backend is not usable. InputError: it refuses the graph.
@@ -203,9 +273,12 @@ def measure(
     label = f"{entry.name} {entry.precision}{' attention op' if entry.attention == 'op' else ''} on {backend_name}"
     with backends.create(backend_name, path, threads=threads) as backend:
         sizes = sorted({entry.batch[0], entry.batch[2]})
-        parts = zip(sizes, np.array_split(wanted.crops, len(sizes)), strict=True)
+        parts = zip(sizes, np.array_split(wanted.subjects.inputs, len(sizes)), strict=True)
         found = np.concatenate(
-            [graph_scores(backend, n, part, steps, f"{label}, {len(part)} crops, batch {n}") for n, part in parts]
+            [
+                graph_scores(backend, n, part, steps, f"{label}, {len(part)} {backend.io.input}, batch {n}")
+                for n, part in parts
+            ]
         )
         version = backend.version
     rows = []

@@ -33,9 +33,11 @@ class ExportOptions:
     prompts: Literal["sdp", "plain"] | None = option(
         None, "prompts that the checkpoint was trained with; the authors' files do not say (assumed: sdp)"
     )
-    crops: str = option("five", "crop policy: centre, five, gridRxC, randomN or randomN:seedS")
+    crops: str = option(
+        "five", "crop policy: centre, five, gridRxC, cover, randomN or randomN:seedS; frameWxH:POLICY for camera frames"
+    )
     native: bool = option(False, "keep the photos' own pixels instead of the scenes' working sizes")
-    batch: str = option("1", "images in one call: a number, or LEAST:OPTIMAL:MOST")
+    batch: str = option("1", "images (for --crops cover: crops) in one call: a number, or LEAST:OPTIMAL:MOST")
     joint: bool = option(False, "only the graph of all scenes in one pass, no graph for each scene")
     attention: Literal["decomposed", "op", "both"] = option(
         "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX); both: graphs of each"
@@ -128,9 +130,11 @@ def make_plan(
         raise InputError(f"{checkpoint.path}: takes {checkpoint.dims.image}-pixel crops; the runtime cuts {CROP}")
     user = load_scenes(options.scene_file) if options.scene_file else []
     scenes = find_scenes(options.scene, user) if options.scene else (user or scenes_of(checkpoint.prompts))
-    names = {scene.name: None if options.native else scene.short_side for scene in scenes}
+    crop = CropPolicy.parse(options.crops)
+    native = options.native or crop.frame is not None
+    names = {scene.name: None if native else scene.short_side for scene in scenes}
     everything = list(range(len(scenes)))
     graphs = [] if options.joint else [(scene.name, [i]) for i, scene in enumerate(scenes)]
     if options.joint or len(scenes) > 1:
         graphs.insert(0, ("joint", everything))
-    return Plan(scenes, Contract(names, crop=CropPolicy.parse(options.crops)), precisions, batch, graphs)
+    return Plan(scenes, Contract(names, crop=crop), precisions, batch, graphs)

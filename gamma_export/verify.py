@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gamma_export.parity import measure, photos_in, reference, share_for, verification_crops
+from gamma_export.parity import measure, photos_in, reference, share_for, verification_subjects
 from gamma_export.steps import Steps
 from gamma_runtime.errors import IntegrityError, UsageError
 
@@ -102,12 +102,12 @@ def _reference(
     from gamma_training.checkpoint import build_model
     from gamma_training.scenes import Scene
 
-    crops = verification_crops(photos_in(photos), steps)
+    subjects = verification_subjects(photos_in(photos), bundle.contract().crop, steps)
     with steps.step("checkpoint"):
         model = build_model(_same_checkpoint(bundle, against))
         scenes = [Scene(s.name, tuple(s.prompts), s.kind, None) for s in bundle.manifest.scenes]
         text = encode_scenes(model, scenes)
-    return reference(model, text, [scene.name for scene in scenes], crops, steps, threads)
+    return reference(model, text, [scene.name for scene in scenes], subjects, steps, threads)
 
 
 def _same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:

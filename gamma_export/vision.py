@@ -1,4 +1,4 @@
-"""The deployed graph: uint8 crops in, scores out (design.md section 3). Built from the folded weights, not traced.
+"""The deployed graph: uint8 crops or camera frames in, scores out (design.md section 3). Built, not traced.
 
 Spelled the way TensorRT compiles well (tensorrt.md 3 and 4): tokens are 2-D ``[N*C*197, D]`` around every product,
 LayerNormalization is the fused op in fp32, a MoAE block is two merged products, attention is decomposed (or the
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
     from gamma_export.weights import WeightsFile
+    from gamma_runtime.contract import CropPolicy
 
 __all__ = ["GraphOptions", "build_graph", "graph_io"]
 
@@ -32,7 +33,8 @@ class GraphOptions:
     """What differs between graphs of one checkpoint.
 
     ``precision`` is that of the products; ``residual`` that of the residual stream between blocks. ``batch`` is
-    (least, optimal, most): equal ends make a static graph.
+    (least, optimal, most): equal ends make a static graph. ``frame`` is the crop policy where camera frames are the
+    graph's input and it cuts the crops; it has the frame's size.
     """
 
     precision: str = "fp16"
@@ -40,6 +42,14 @@ class GraphOptions:
     attention: str = "decomposed"
     crops: int = 5
     batch: tuple[int, int, int] = (1, 1, 1)
+    frame: CropPolicy | None = None
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Top and left of each crop that the graph cuts; none where it takes crops."""
+        from gamma_runtime.crops import positions
+
+        return positions(self.frame, self.frame.width, self.frame.height) if self.frame else []
 
     @property
     def opset(self) -> int:
@@ -52,6 +62,8 @@ def graph_io(options: GraphOptions, dims: GammaDims, scenes: int) -> tuple[IO, I
     n: int | str = options.batch[0] if options.batch[0] == options.batch[2] else "N"
     many: list[int | str] = [scenes] if scenes > 1 else []
     inputs: IO = {"crops": ("uint8", [n, options.crops, dims.image, dims.image, 3])}
+    if options.frame:
+        inputs = {"frames": ("uint8", [n, options.frame.height, options.frame.width, 3])}
     outputs: IO = {"score": ("fp32", [n, *many]), "crop_scores": ("fp32", [n, options.crops, *many])}
     return inputs, outputs
 
@@ -89,11 +101,14 @@ class _VisionGraph:
         return self.g.model(*graph_io(self.options, self.dims, self.scenes))
 
     def embed(self) -> str:
-        """uint8 [N, C, H, W, 3] -> tokens after ln_pre, [M, D]."""
+        """uint8 [N, C, 224, 224, 3], or frames [N, H, W, 3] -> tokens after ln_pre, [M, D]."""
         g, d = self.g, self.dims
         side = d.image // d.patch
-        g.dtype["crops"] = "uint8"
-        x = g.cast("crops", self.half, "pixels")  # TensorRT wants the Cast first
+        source = "frames" if self.options.frame else "crops"
+        g.dtype[source] = "uint8"
+        x = g.cast(source, self.half, "pixels")  # TensorRT wants the Cast first
+        if self.options.frame:
+            x = self.cut(x)
         for op, sign in (("Sub", 1.0), ("Mul", -1.0)):  # exact: see fold.PIXEL_CENTRE
             scalar = g.constant(f"patch.{op.lower()}", np.array(PIXEL_CENTRE**sign), self.half)
             x = g.node(op, f"patch/{op.lower()}", [x, scalar], dtype=self.half)
@@ -109,6 +124,19 @@ class _VisionGraph:
         x = g.node("Add", "tokens/add", [x, g.weight("tokens.constant")], dtype="fp32")
         x = self.norm(g.reshape(x, "tokens/rows", (-1, d.vision.width)), "ln_pre", "ln_pre")
         return g.cast(x, self.residual, "residual")
+
+    def cut(self, x: str) -> str:
+        """Frames [N, H, W, 3] -> their crops one below the other, [N, C*224, 224, 3]; in memory [N, C, 224, ...]."""
+        g, side = self.g, self.dims.image
+        axes = g.constant("frame.axes", np.array([1, 2]), "int64")
+        crops = []
+        for index, place in enumerate(self.options.places):
+            start = g.constant(f"frame.start_{index}", np.array(place), "int64")
+            end = g.constant(f"frame.end_{index}", np.array(place) + side, "int64")
+            crops.append(g.node("Slice", f"frame/crop_{index}", [x, start, end, axes], dtype=self.half))
+        if len(crops) == 1:
+            return crops[0]
+        return g.node("Concat", "frame/crops", crops, dtype=self.half, attributes={"axis": 1})
 
     def block(self, x: str, index: int) -> str:
         """Residual stream [M, D] -> [M, D]."""

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gamma_runtime.cli import require
-from gamma_runtime.contract import CROP, Contract, CropPolicy
+from gamma_runtime.contract import CROP, MAX_COVER, Contract, CropPolicy
 from gamma_runtime.decode import Decoded, Encoded, Pixels, decode, name_of
 from gamma_runtime.errors import InputError, UsageError
 from gamma_runtime.sniff import check_size
 
-__all__ = ["Image", "Prepared", "positions", "prepare", "prepare_scenes", "splitmix64", "working_size"]
+__all__ = [
+    "Image",
+    "Prepared",
+    "mirrored",
+    "positions",
+    "prepare",
+    "prepare_scenes",
+    "reduced",
+    "splitmix64",
+    "working_size",
+]
 
 Image: TypeAlias = Encoded | Pixels
 _MASK = (1 << 64) - 1
@@ -28,16 +39,32 @@ class Prepared:
     Attributes:
         crops: uint8 ``[C, 224, 224, 3]`` RGB.
         working_size: width and height in pixels that the crops were cut from.
-        flags: of decoding, plus ``enlarged`` and ``native`` (the scene keeps the photo's own pixels).
+        flags: of decoding, plus ``enlarged`` or ``padded`` (it was too small) and ``native`` (its own pixels).
+        frame: uint8 ``[H, W, 3]`` RGB, where the graph cuts the crops itself.
     """
 
     crops: Pixels
     working_size: tuple[int, int]
     flags: tuple[str, ...]
+    frame: Pixels | None = None
+
+    @property
+    def graph_input(self) -> Pixels:
+        """What the graph takes of this image: the frame, or the crops."""
+        return self.crops if self.frame is None else self.frame
 
     def sha256(self) -> str:
         """Digest of the crops' bytes in row-major order; the golden self-test compares it."""
         return hashlib.sha256(np.ascontiguousarray(self.crops).tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What happens to the pixels of one size: reduced first, then grown where a side is under 224; width and height."""
+
+    reduced: tuple[int, int]
+    final: tuple[int, int]
+    native: bool
 
 
 def prepare(source: Image, contract: Contract, scene: str) -> Prepared:
@@ -61,76 +88,143 @@ def prepare(source: Image, contract: Contract, scene: str) -> Prepared:
 def prepare_scenes(source: Image, contract: Contract, scenes: Sequence[str]) -> dict[str, Prepared]:
     """Like `prepare` for several scenes: decoded once; scenes with the same working size share one object.
 
+    Everything that the image's size decides is decided before a pixel is decoded.
+
     Raises:
         InputError: the image cannot be used. UsageError: the contract does not know a scene.
     """
-    decoded = _pixels(source, contract)
-    height, width = decoded.pixels.shape[:2]
-    made: dict[tuple[tuple[int, int], bool], Prepared] = {}
-    result: dict[str, Prepared] = {}
     for scene in scenes:
         if scene not in contract.short_sides:
             raise UsageError(f"unknown scene {scene!r}", hint=f"one of {', '.join(sorted(contract.short_sides))}")
-        short = contract.short_sides[scene]
-        key = (working_size(width, height, short), short is None)
-        if key not in made:
-            made[key] = _prepare(decoded, key[0], key[1], contract, name_of(source))
-        result[scene] = made[key]
-    return result
+    where = name_of(source)
+
+    def plan(width: int, height: int, scene: str) -> _Plan:
+        return _plan(width, height, contract.short_sides[scene], contract, where)
+
+    def admit(width: int, height: int, frames: bool) -> None:
+        if frames and contract.frames == "refuse":
+            raise InputError(
+                f"{where}: more than one picture in it (animation, burst or pages)",
+                hint="leave out --strict to score the first one",
+            )
+        for scene in scenes:
+            plan(width, height, scene)
+
+    decoded = _pixels(source, contract, admit)
+    height, width = decoded.pixels.shape[:2]
+    plans = {scene: plan(width, height, scene) for scene in scenes}
+    made = {one: _prepare(decoded, one, contract) for one in dict.fromkeys(plans.values())}
+    return {scene: made[plans[scene]] for scene in scenes}
 
 
-def _pixels(source: Image, contract: Contract) -> Decoded:
+def _pixels(source: Image, contract: Contract, admit: Callable[[int, int, bool], None]) -> Decoded:
     if not isinstance(source, np.ndarray):
-        return decode(source, contract.limits, contract.formats)
+        return decode(source, contract.limits, contract.formats, admit)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
         raise InputError(
             f"array: {source.dtype} {list(source.shape)}; needed is uint8 [H, W, 3] in RGB order",
             hint="convert to 8 bits and three channels first",
         )
     check_size(source.shape[1], source.shape[0], contract.limits, "array")
+    admit(source.shape[1], source.shape[0], False)
     return Decoded(np.ascontiguousarray(source), ())
 
 
+def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
+    """Width and height with the given short side; the long one rounded half up, in integers for every language."""
+    short, long = min(width, height), max(width, height)
+    other = (2 * long * short_side + short) // (2 * short)
+    return (short_side, other) if width <= height else (other, short_side)
+
+
 def working_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """Width and height (pixels) after reducing to ``short_side``; never larger than the photo.
-
-    The long side is rounded half up in integers, so that every language gets the same number.
-    """
-    short, long = min(width, height), max(width, height)
-    if short_side is None or short <= short_side:
+    """Width and height (pixels) after reducing to ``short_side``; never larger than the photo."""
+    if short_side is None or min(width, height) <= short_side:
         return width, height
-    reduced = (2 * long * short_side + short) // (2 * short)
-    return (short_side, reduced) if width <= height else (reduced, short_side)
+    return _scaled(width, height, short_side)
 
 
-def _prepare(decoded: Decoded, size: tuple[int, int], native: bool, contract: Contract, where: str) -> Prepared:
-    pixels, flags = decoded.pixels, list(decoded.flags)
-    if native:
-        flags.append("native")
-    if size != (pixels.shape[1], pixels.shape[0]):
-        cv2 = require("cv2", "cpu")
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    if min(size) < CROP:
-        pixels = _enlarge(pixels, contract.small, where)
-        flags.append("enlarged")
-    height, width = pixels.shape[:2]
-    crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in positions(contract.crop, width, height)])
-    return Prepared(crops, (width, height), tuple(flags))
+def _plan(width: int, height: int, short_side: int | None, contract: Contract, where: str) -> _Plan:
+    """Sizes by arithmetic alone.
 
-
-def _enlarge(pixels: Pixels, small: str, where: str) -> Pixels:
-    height, width = pixels.shape[:2]
-    if small != "resize":
+    Raises:
+        InputError: not the frame's size, too small, or more crops or pixels than the limits allow.
+    """
+    frame = contract.crop.frame
+    if frame and (width, height) != frame:
         raise InputError(
-            f"{where}: {width}x{height} leaves no room for a crop of {CROP} pixels",
-            hint="--small resize enlarges it (blur to a quality model; the score is flagged)",
+            f"{where}: {width}x{height}; this bundle's graph takes frames of {frame[0]}x{frame[1]}",
+            hint=f"set the camera to {frame[0]}x{frame[1]}, or gamma-export --crops frame{width}x{height}",
         )
-    short, long = min(width, height), max(width, height)
-    longer = (2 * long * CROP + short) // (2 * short)
-    size = (CROP, longer) if width <= height else (longer, CROP)
+    reduced = final = working_size(width, height, short_side)
+    if min(reduced) < CROP:
+        if contract.small == "refuse":
+            raise InputError(
+                f"{where}: {reduced[0]}x{reduced[1]} leaves no room for a crop of {CROP} pixels",
+                hint="--small resize enlarges it, --small pad mirrors it at its edges (the score is flagged)",
+            )
+        padded = max(reduced[0], CROP), max(reduced[1], CROP)
+        final = padded if contract.small == "pad" else _scaled(*reduced, CROP)
+        limits = contract.limits
+        if max(final) > limits.max_side or final[0] * final[1] > limits.max_pixels:
+            raise InputError(f"{where}: {width}x{height} would become {final[0]}x{final[1]}, over the limits")
+    rows, cols = _cover(*final)
+    if contract.crop.varies and rows * cols > MAX_COVER:
+        raise InputError(
+            f"{where}: {final[0]}x{final[1]} takes {rows * cols} crops to cover; the limit is {MAX_COVER}",
+            hint="reduce the picture, or export without --native",
+        )
+    return _Plan(reduced, final, short_side is None)
+
+
+def _prepare(decoded: Decoded, plan: _Plan, contract: Contract) -> Prepared:
+    pixels, flags = decoded.pixels, list(decoded.flags)
+    if plan.native:
+        flags.append("native")
+    pixels = reduced(pixels, plan.reduced)
+    if plan.final != plan.reduced:
+        pixels = _grow(pixels, plan.final, contract.small)
+        flags.append("padded" if contract.small == "pad" else "enlarged")
+    places = positions(contract.crop, *plan.final)
+    crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in places])
+    return Prepared(crops, plan.final, tuple(flags), pixels if contract.crop.frame else None)
+
+
+def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    """The picture at a working size (width and height, pixels) that is not larger than it."""
+    if size == (pixels.shape[1], pixels.shape[0]):
+        return pixels
+    cv2 = require("cv2", "cpu")
+    smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return smaller
+
+
+def _grow(pixels: Pixels, size: tuple[int, int], small: str) -> Pixels:
+    if small == "pad":
+        return mirrored(pixels, *size)
     cv2 = require("cv2", "cpu")
     enlarged: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR)
     return enlarged
+
+
+def mirrored(pixels: Pixels, width: int, height: int) -> Pixels:
+    """A picture of exactly this size, centred: cut where it is larger, mirrored at its edges where it is smaller.
+
+    The edge's own pixel is repeated: ``abc`` continues ``cba abc cba``, as often as needed.
+
+    Args:
+        pixels: uint8 ``[H, W, 3]``.
+        width: pixels.
+        height: pixels.
+    """
+    rows, columns = _mirror(pixels.shape[0], height), _mirror(pixels.shape[1], width)
+    return np.ascontiguousarray(pixels[rows[:, None], columns])
+
+
+def _mirror(length: int, wanted: int) -> NDArray[np.intp]:
+    """For each of ``wanted`` places, which of ``length`` pixels is seen there; rounded down, the smaller part first."""
+    places = (np.arange(wanted) - (wanted - length) // 2) % (2 * length)
+    return np.minimum(places, 2 * length - 1 - places)
 
 
 def positions(policy: CropPolicy, width: int, height: int) -> list[tuple[int, int]]:
@@ -145,16 +239,20 @@ def positions(policy: CropPolicy, width: int, height: int) -> list[tuple[int, in
         return [centre]
     if policy.kind == "five":
         return [centre, (0, 0), (0, right), (down, 0), (down, right)]
-    if policy.kind == "grid":
+    if policy.kind in ("grid", "cover"):
+        rows, cols = (policy.rows, policy.cols) if policy.kind == "grid" else _cover(width, height)
         return [
-            (_spread(row, policy.rows, down), _spread(column, policy.cols, right))
-            for row in range(policy.rows)
-            for column in range(policy.cols)
+            (_spread(row, rows, down), _spread(column, cols, right)) for row in range(rows) for column in range(cols)
         ]
     if policy.kind == "random":
         numbers = splitmix64(policy.seed)
         return [(_below(next(numbers), down + 1), _below(next(numbers), right + 1)) for _ in range(policy.count)]
     raise UsageError(f"unknown crop policy {policy.kind!r}")
+
+
+def _cover(width: int, height: int) -> tuple[int, int]:
+    """Rows and columns of the fewest crops that see every pixel."""
+    return -(-height // CROP), -(-width // CROP)
 
 
 def _spread(index: int, count: int, room: int) -> int:

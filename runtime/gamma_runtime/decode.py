@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,13 +74,24 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     return data
 
 
-def decode(source: Encoded, limits: Limits, formats: Sequence[str] = FORMATS) -> Decoded:
+def _admit_all(width: int, height: int, frames: bool) -> None:
+    pass
+
+
+def decode(
+    source: Encoded,
+    limits: Limits,
+    formats: Sequence[str] = FORMATS,
+    admit: Callable[[int, int, bool], None] = _admit_all,
+) -> Decoded:
     """Read, check and decode one image.
 
     Args:
         source: a path, or the encoded bytes.
         limits: of the contract; checked before any pixel is decoded.
         formats: the contract's allow-list.
+        admit: called before any pixel is decoded, with the upright width and height (pixels) and whether the file has
+            more than one picture; what it raises refuses the image.
 
     Raises:
         InputError: not a readable, whole image of an allowed format within the limits.
@@ -99,6 +110,8 @@ def decode(source: Encoded, limits: Limits, formats: Sequence[str] = FORMATS) ->
     else:
         raise InputError(f"an image must be a path, bytes or an array, not {type(source).__name__}")
     header = sniff(data, limits, where, formats)
+    turned = header.orientation >= 5
+    admit(*((header.height, header.width) if turned else (header.width, header.height)), header.frames)
     stored = _decode_jpeg(header, where) if header.format == "jpeg" else _decode_opencv(header, where)
     return _normalise(stored, header, where)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -46,10 +47,15 @@ def pick(bundle: Bundle, scenes: Sequence[str], precision: str | None) -> list[G
 
 @dataclasses.dataclass(frozen=True)
 class OpenGraph:
-    """A compiled graph with its manifest entry."""
+    """A compiled graph with its manifest entry.
+
+    ``crops_vary``: images have different numbers of crops; the graph takes one, so the batch is of crops, and the mean
+    over an image's crops is taken here (in float64, then rounded to float32).
+    """
 
     entry: GraphEntry
     backend: Backend
+    crops_vary: bool = False
 
     @classmethod
     def open(cls, bundle: Bundle, entry: GraphEntry, backend: str, threads: int | None) -> OpenGraph:
@@ -60,20 +66,23 @@ class OpenGraph:
         """
         graph = bundle.graph_file(entry)
         compiled = backends.create(backends.choose(backend, entry.precision), graph, threads=threads)
-        wanted = bundle.contract().crop.crops
+        crop = bundle.contract().crop
+        wanted = crop.crops
         least, _, most = entry.batch
         io = compiled.io
         batch_fits = io.batch is None or (least == most == io.batch)
-        if not batch_fits or {io.crops, entry.crops} != {wanted} or (io.scenes or 1) != len(entry.scenes):
+        shapes_fit = {io.crops, entry.crops} == {wanted} and io.frame == crop.frame
+        if not batch_fits or not shapes_fit or (io.scenes or 1) != len(entry.scenes):
             compiled.close()
             raise IntegrityError(
                 f"{bundle.folder / entry.onnx}: batch {io.batch}, {io.crops} crops, {io.scenes or 1} scenes; "
                 f"the manifest says batch {entry.batch}, {wanted} crops, {len(entry.scenes)} scenes"
+                + (f"; frames {io.frame} and {crop.frame}" if io.frame != crop.frame else "")
             )
-        return cls(entry, compiled)
+        return cls(entry, compiled, crop.varies)
 
-    def run(self, crops: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
-        """Score images, each uint8 ``[C, 224, 224, 3]``.
+    def run(self, images: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
+        """Score images, each uint8 ``[C, 224, 224, 3]``, or ``[H, W, 3]`` where the graph takes frames.
 
         The batch is held within the graph's range; a last short one is filled up by repeating its last image.
 
@@ -83,24 +92,31 @@ class OpenGraph:
         Raises:
             EnvironmentFault: no memory, or the library failed.
         """
+        if not self.crops_vary:
+            return self._run_all(images, batch)
+        most = self.entry.batch[2]  # one image alone has crops enough for a batch
+        found = iter(self._run_all([crop[None] for crops in images for crop in crops], most))
+        return [_mean_of(list(itertools.islice(found, len(crops)))) for crops in images]
+
+    def _run_all(self, images: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
         least, _, most = self.entry.batch
         size = min(max(batch, least), most)
         results: list[tuple[Floats, Floats] | GammaError] = []
-        for start in range(0, len(crops), size):
-            results += self._run_batch(list(crops[start : start + size]))
+        for start in range(0, len(images), size):
+            results += self._run_batch(list(images[start : start + size]))
         return results
 
-    def _run_batch(self, crops: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
-        filled = crops + [crops[-1]] * (self.entry.batch[0] - len(crops))
+    def _run_batch(self, images: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
+        filled = images + [images[-1]] * (self.entry.batch[0] - len(images))
         try:
             outputs = self.backend.infer(np.stack(filled))
         except NonFiniteError as error:
-            if len(crops) == 1:
+            if len(images) == 1:
                 return [without_frames(error)]
-            return [result for one in crops for result in self._run_batch([one])]  # find out which image it is
+            return [result for one in images for result in self._run_batch([one])]  # find out which image it is
         score = outputs.score.reshape(len(filled), -1)
         crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)
-        return [(score[i], crop_scores[i]) for i in range(len(crops))]
+        return [(score[i], crop_scores[i]) for i in range(len(images))]
 
     def column(self, scene: str) -> int:
         """Where a scene's score lies in the last dimension.
@@ -113,3 +129,14 @@ class OpenGraph:
                 f"{self.entry.name}: does not score {scene!r}", hint=f"it has {', '.join(self.entry.scenes)}"
             )
         return self.entry.scenes.index(scene)
+
+
+def _mean_of(rows: list[tuple[Floats, Floats] | GammaError]) -> tuple[Floats, Floats] | GammaError:
+    """One image's result from its crops', each scored alone; the first error is the image's."""
+    scored: list[Floats] = []
+    for row in rows:
+        if isinstance(row, GammaError):
+            return row
+        scored.append(row[1][0])
+    crop_scores = np.stack(scored)
+    return crop_scores.mean(axis=0, dtype=np.float64).astype(np.float32), crop_scores

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 
 from gamma_runtime.bundle import Bundle, open_bundle
+from gamma_runtime.contract import FRAMES, SMALL
 from gamma_runtime.crops import Image, Prepared, prepare_scenes
 from gamma_runtime.errors import GammaError, InputError, UsageError, without_frames
 from gamma_runtime.graphs import OpenGraph, pick
@@ -117,7 +118,7 @@ class Panel:
         rows: dict[tuple[int, int], _Row] = {}
         for index, graph in enumerate(self._graphs):
             wanted = {id(p[s]): p[s] for p in prepared for s in self.scenes if s in graph.entry.scenes}
-            found = graph.run([item.crops for item in wanted.values()], batch)
+            found = graph.run([item.graph_input for item in wanted.values()], batch)
             rows |= {(index, key): row for key, row in zip(wanted, found, strict=True)}
         return [self._collect(one, rows) for one in prepared]
 
@@ -292,6 +293,7 @@ def load(
     small: str = "refuse",
     threads: int | None = None,
     scale: str = "checkpoint",
+    strict: bool = False,
 ) -> Scorer:
     """Open a bundle for one scene.
 
@@ -300,9 +302,10 @@ def load(
         scene: the bundle's default scene when None.
         backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of them that can run the graph (`backend_name`).
         precision: ``fp32``, ``fp16`` or ``bf16`` where the bundle has several; its first one when None.
-        small: ``refuse`` images under 224 pixels, or ``resize`` (enlarge and flag) them.
+        small: ``refuse`` images under 224 pixels, ``resize`` (enlarge and flag) them, or ``pad`` (mirror and flag).
         threads: CPU threads of one inference; one for each physical core that may be used when None.
         scale: ``checkpoint`` or ``0-100``.
+        strict: refuse files with several pictures (animations, pages) instead of scoring the first one.
 
     Raises:
         InputError: no such bundle, scene or precision. IntegrityError: a file of the bundle changed.
@@ -312,7 +315,9 @@ def load(
         >>> scorer = load("photo.gamma", scene="natural-quality", backend="openvino", threads=2)
         >>> scorer.score("photo.jpg").value
     """
-    return Scorer(load_panel(bundle, () if scene is None else (scene,), backend, precision, small, threads, scale))
+    return Scorer(
+        load_panel(bundle, () if scene is None else (scene,), backend, precision, small, threads, scale, strict)
+    )
 
 
 def load_panel(
@@ -323,6 +328,7 @@ def load_panel(
     small: str = "refuse",
     threads: int | None = None,
     scale: str = "checkpoint",
+    strict: bool = False,
 ) -> Panel:
     """Open a bundle for several scenes (the default one when empty); the other arguments are those of `load`.
 
@@ -330,20 +336,21 @@ def load_panel(
         GammaError: as `load`.
     """
     check_scale(scale)
-    if small not in ("refuse", "resize"):
-        raise UsageError(f"small is 'refuse' or 'resize', not {small!r}")
+    if small not in SMALL:
+        raise UsageError(f"small is one of {', '.join(SMALL)}, not {small!r}")
+    rules = {"small": small, "frames": FRAMES[strict]}
     if isinstance(bundle, Bundle):
-        return _panel(bundle, scenes, backend, precision, small, threads, scale)
+        return _panel(bundle, scenes, backend, precision, rules, threads, scale)
     opened = open_bundle(Path(bundle))
     for _ in range(_GENERATIONS):
         try:
-            return _panel(opened, scenes, backend, precision, small, threads, scale)
+            return _panel(opened, scenes, backend, precision, rules, threads, scale)
         except GammaError:
             newer = open_bundle(opened.folder)
             if newer.sha256 == opened.sha256:
                 raise
             opened = newer  # exported anew, twice, since we read the manifest: its files are gone
-    return _panel(opened, scenes, backend, precision, small, threads, scale)
+    return _panel(opened, scenes, backend, precision, rules, threads, scale)
 
 
 def _panel(
@@ -351,11 +358,11 @@ def _panel(
     scenes: Sequence[str],
     backend: str,
     precision: str | None,
-    small: str,
+    rules: dict[str, str],
     threads: int | None,
     scale: str,
 ) -> Panel:
-    contract = dataclasses.replace(opened.contract(), small=small)
+    contract = dataclasses.replace(opened.contract(), small=rules["small"], frames=rules["frames"])
     wanted = tuple(dict.fromkeys(scenes)) or (opened.manifest.default_scene,)
     graphs: list[OpenGraph] = []
     try:

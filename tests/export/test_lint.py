@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from gamma_export import fold, lint, vision, weights
+from gamma_runtime.contract import CropPolicy
 from gamma_runtime.errors import InputError
 from gamma_training import initialise
 from gamma_training.dims import FULL_SIZE, GammaDims
@@ -58,9 +59,15 @@ ALL = [
     for r in [p if r == "half" else r]
     if not (p == "fp32" and a == "op")
 ]
+FRAMES = [
+    vision.GraphOptions(precision=p, crops=policy.crops, batch=b, frame=policy)
+    for p in ("fp32", "fp16")
+    for b in ((1, 1, 1), (1, 2, 4))
+    for policy in map(CropPolicy.parse, ("frame640x480:five", "frame224x224:centre", "frame500x300:cover"))
+]
 
 
-@pytest.mark.parametrize("options", dict.fromkeys(ALL), ids=str)
+@pytest.mark.parametrize("options", dict.fromkeys(ALL + FRAMES), ids=str)
 @pytest.mark.parametrize("scenes", [1, 2])
 def test_every_exported_graph_passes(files: Files, options: vision.GraphOptions, scenes: int) -> None:
     model, path = _graph(files, options, scenes)
@@ -182,6 +189,41 @@ def test_each_broken_rule_is_named(files: Files, break_it: Callable[[Any], None]
     break_it(model)
     faults = list(lint.lint(onnx.shape_inference.infer_shapes(model, data_prop=True), DIMS, options))
     assert any(sentence in fault for fault in faults), faults
+
+
+def _move_a_crop(model: onnx.ModelProto) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == "frame.start_1")
+    tensor.CopyFrom(helper.make_tensor("frame.start_1", TensorProto.INT64, [2], [0, 1]))
+
+
+def _cut_before_the_cast(model: onnx.ModelProto) -> None:
+    _first(model, "Slice").input[0] = "frames"
+
+
+def _leave_a_crop_out(model: onnx.ModelProto) -> None:
+    del _first(model, "Concat").input[-1]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
+        (_move_a_crop, "crops are cut at"),
+        (_cut_before_the_cast, "TensorRT wants one Cast in front"),
+        (_leave_a_crop_out, "Concat of [4], expected one of 5"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_each_broken_cut_is_named(files: Files, break_it: Callable[[Any], None], sentence: str) -> None:
+    options = FRAMES[0]
+    model, _ = _graph(files, options)
+    assert not list(lint.lint(onnx.shape_inference.infer_shapes(model, data_prop=True), DIMS, options))
+    break_it(model)
+    assert any(sentence in fault for fault in lint.lint(model, DIMS, options))
+
+
+def test_cuts_in_a_graph_that_takes_crops_are_named(files: Files) -> None:
+    model, _ = _graph(files, FRAMES[0])
+    assert any("crops are cut at" in fault for fault in lint.lint(model, DIMS, vision.GraphOptions(precision="fp32")))
 
 
 def test_asking_for_another_precision_than_the_graph_has_fails(files: Files) -> None:

@@ -104,6 +104,12 @@ def _reshape(x: Tensor, shape: Tensor) -> Tensor:
     return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])
 
 
+def _slice(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor) -> Tensor:
+    for axis, start, end in zip(axes.tolist(), starts.tolist(), ends.tolist(), strict=True):
+        x = x.narrow(axis, start, end - start)
+    return x
+
+
 def _softmax(x: Tensor, *, axis: int) -> Tensor:
     return torch.softmax(x, dim=axis)
 
@@ -122,6 +128,7 @@ HANDLERS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Add": lambda a, b: a + b,
     "Attention": _attention,
     "Cast": _cast,
+    "Concat": lambda *parts, axis: torch.cat(parts, dim=axis),
     "Div": lambda a, b: a / b,
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
@@ -134,6 +141,7 @@ HANDLERS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Relu": lambda x: torch.relu(x),
     "Reshape": _reshape,
     "Sigmoid": lambda x: torch.sigmoid(x),
+    "Slice": _slice,
     "Softmax": _softmax,
     "Split": _split,
     "Sub": lambda a, b: a - b,
@@ -162,6 +170,7 @@ class Interpreter:
         self._types = {value.name: TYPES[value.type.tensor_type.elem_type] for value in values}
         self._nodes = [(node, _attributes(node)) for node in graph.node]
         self._uses = Counter(name for node in graph.node for name in node.input)
+        self._input = graph.input[0].name
         self._outputs = [value.name for value in graph.output]
         self._weights = {tensor.name: self._weight(tensor) for tensor in onnx.load(path).graph.initializer}
 
@@ -174,7 +183,7 @@ class Interpreter:
         return value if value.dtype == torch.int64 else value.to(self.device)
 
     def run(self, crops: NDArray[np.uint8], observe: Observer | None = None) -> dict[str, NDArray[np.float32]]:
-        """Score uint8 crops [N, C, 224, 224, 3].
+        """Score uint8 crops [N, C, 224, 224, 3], or frames [N, H, W, 3].
 
         Args:
             crops: as the graph takes them.
@@ -186,7 +195,7 @@ class Interpreter:
         Raises:
             InputError: a node's result has another type than the graph declares.
         """
-        values: dict[str, Tensor] = {**self._weights, "crops": torch.from_numpy(crops).to(self.device)}
+        values: dict[str, Tensor] = {**self._weights, self._input: torch.from_numpy(crops).to(self.device)}
         left = Counter(self._uses)
         left.update(self._outputs)  # never freed
         with torch.inference_mode(), exact_products():

@@ -122,6 +122,8 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Gather", [_numbers([[3, 0]], TensorProto.INT64)], {"axis": 2}),
     ("Reshape", [_numbers([0, -1], TensorProto.INT64)], {}),
     ("Transpose", [], {"perm": [2, 0, 1]}),
+    ("Slice", [_numbers(n, TensorProto.INT64) for n in ([1, 0], [3, 2], [1, 2])], {}),
+    ("Concat", [np.linspace(0, 1, 24).reshape(2, 3, 4), np.ones((2, 2, 4))], {"axis": 1}),
     ("Softmax", [], {"axis": 1}),
     ("ReduceL2", [_numbers([-1], TensorProto.INT64)], {"keepdims": 1}),
     ("ReduceMean", [_numbers([1], TensorProto.INT64)], {"keepdims": 0}),

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -242,32 +239,6 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         stream.truncate(LIMITS.max_bytes + 1)
     refused(path, "67108865 bytes; the limit is 67108864")
     refused(bytes(11), "11 bytes; the limit is 10", Limits(max_bytes=10))
-
-
-def test_a_bomb_costs_no_memory() -> None:
-    """Peak memory of a process that is shown a 268-megapixel PNG: no more than one that only imports."""
-    script = (
-        "import resource, sys, cv2, numpy\n"
-        "from gamma_runtime.contract import Limits\n"
-        "from gamma_runtime.decode import decode\n"
-        "from gamma_runtime.errors import InputError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try:\n"
-        "    decode(sys.stdin.buffer.read(), Limits())\n"
-        "except InputError:\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], input=bomb(16_384, 16_384), capture_output=True, check=True)
-    assert int(done.stdout) < 16 * 1024, "KiB"
-
-
-def test_the_largest_legal_image_stays_within_bounds() -> None:
-    """64 megapixels of 16-bit RGBA decode without the wider integers all at once."""
-    limit = Limits(max_pixels=4_000_000)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    data = cv2.imencode(".png", np.zeros((2000, 2000, 4), np.uint16))[1].tobytes()
-    assert decode(data, limit).pixels.shape == (2000, 2000, 3)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024, "KiB"
 
 
 def test_a_jpeg_with_thousands_of_scans_is_refused() -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from gamma_runtime import backends
-from gamma_runtime.backends.base import NonFiniteError
+from gamma_runtime.backends.base import NonFiniteError, Shape, read_io
 from gamma_runtime.backends.onnxruntime_ import OnnxRuntimeBackend
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
 from tests.runtime.tiny_bundle import Tiny, make_bundle
@@ -246,3 +246,35 @@ def test_available_names_versions() -> None:
     found = backends.available()
     assert found["onnxruntime"] == onnxruntime.__version__
     assert set(found) == set(NAMES)
+
+
+FRAMES: dict[str, tuple[str, Shape]] = {"frames": ("uint8", (None, 480, 640, 3))}
+OUTPUTS: dict[str, tuple[str, Shape]] = {"score": ("float32", (None, 2)), "crop_scores": ("float32", (None, 5, 2))}
+
+
+def test_a_graph_of_frames_is_known_by_its_input() -> None:
+    io = read_io(Path("x.onnx"), FRAMES, OUTPUTS)
+    assert (io.batch, io.crops, io.scenes, io.frame) == (None, 5, 2, (640, 480))
+    assert (io.input, io.image_shape) == ("frames", (480, 640, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frames": ("float32", (None, 480, 640, 3))},
+        {"frames": ("uint8", (None, 3, 480, 640))},
+        {"frames": ("uint8", (None, None, 640, 3))},
+        {"frames": ("uint8", (1, 480, 640))},
+        {"frames": ("uint8", (1, 223, 640, 3))},
+        {"crops": ("uint8", (1, 5, 224, 224, 3))},
+        {"crop_scores": ("float32", (None, None, 2))},
+        {"crop_scores": ("float32", (None,))},
+        {"crop_scores": ("float32", (None, 5))},
+    ],
+    ids=str,
+)
+def test_other_graphs_of_frames_are_refused(change: dict[str, tuple[str, Shape]]) -> None:
+    both = FRAMES | OUTPUTS | change
+    outputs = {name: both.pop(name) for name in OUTPUTS}
+    with pytest.raises(InputError, match="not a Gamma graph"):
+        read_io(Path("x.onnx"), both, outputs)

@@ -279,3 +279,17 @@ def test_a_long_list_is_not_kept(bundle: str, many: Path, flag: str) -> None:
 
 def test_a_kept_list_would_be_noticed(bundle: str, many: Path) -> None:
     assert growth(bundle, many, "--json", "keep")[2] > 1_000_000
+
+
+def test_small_and_strict_are_recorded_or_refused(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """44x36 pixels, three frames: padded and flagged; with --strict refused."""
+    image = str(Path(__file__).parent.parent / "data" / "images" / "animated.webp")
+    assert main([bundle, image, "--small", "pad", "--json", "--threads", "1"]) == 0
+    (record,) = lines(capsys.readouterr().out)
+    assert record["flags"] == ["untrained", "frames", "padded"]
+    assert record["working_size"] == [224, 224]
+    assert main([bundle, image, "--small", "pad", "--strict", "--json", "--threads", "1"]) == 3
+    (record,) = lines(capsys.readouterr().out)
+    assert "more than one picture" in record["error"]
+    assert main([bundle, image, "--json", "--threads", "1"]) == 3
+    assert "44x36 leaves no room" in lines(capsys.readouterr().out)[0]["error"]

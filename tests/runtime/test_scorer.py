@@ -152,7 +152,7 @@ def test_options_are_checked(bundle: Bundle) -> None:
             list(scorer.score_many([photo()], batch=0))
         with pytest.raises(UsageError, match="ignore"):
             list(scorer.score_many([photo()], on_error="ignore"))  # type: ignore[call-overload]
-    for wrong in ({"backend": "tensorflow"}, {"small": "pad"}, {"scale": "stars"}, {"threads": 0}):
+    for wrong in ({"backend": "tensorflow"}, {"small": "stretch"}, {"scale": "stars"}, {"threads": 0}):
         with pytest.raises(UsageError):
             load(bundle, **wrong)  # type: ignore[arg-type]
     for missing in ({"scene": "nonsense"}, {"precision": "fp16"}):
@@ -229,3 +229,37 @@ def test_graph_and_manifest_must_agree(tmp_path: Path) -> None:
     other = Bundle(bundle.folder, bundle.manifest.model_copy(update={"graphs": entries}), bundle.sha256)
     with pytest.raises(IntegrityError, match="batch 1"):
         load(other)
+
+
+@pytest.fixture(scope="module")
+def cover(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    tiny = Tiny(crop="cover", batch=(1, 4, 8), dark_is_nan=True)
+    return make_bundle(tmp_path_factory.mktemp("c") / "t.gamma", tiny)
+
+
+@pytest.mark.parametrize("backend", NAMES)
+def test_cover_scores_each_crop_of_photos_of_any_size(cover: Bundle, backend: str) -> None:
+    pictures = [photo(900, 700), photo(300, 250), photo(224, 224)]
+    with load_panel(cover, tuple(FACTORS), backend, threads=1) as panel:
+        results = list(panel.results(pictures))
+    for picture, result in zip(pictures, results, strict=True):
+        for score in result.scores:
+            rows, columns = (-(-side // 224) for side in score.working_size)
+            assert len(score.crop_scores) == rows * columns
+            assert score.value == pytest.approx(by_hand(cover, picture, score.scene), abs=2e-6)
+
+
+def test_one_dark_crop_makes_a_photo_of_cover_an_error_and_no_other(cover: Bundle) -> None:
+    half = photo(448, 224).copy()
+    half[:, :224] = 0
+    with load(cover, threads=1) as scorer:
+        results = list(scorer.score_many([photo(), half, photo(seed=1)], on_error="yield"))
+    assert [type(result).__name__ for result in results] == ["Score", "NonFiniteError", "Score"]
+
+
+def test_strict_and_pad_are_the_readers_choice(bundle: Bundle) -> None:
+    with load(bundle, small="pad", strict=True, threads=1) as scorer:
+        assert scorer.score(photo(400, 223)).flags == ("untrained", "padded")
+        assert scorer.panel.contract.frames == "refuse"
+    with load(bundle, threads=1) as scorer:
+        assert scorer.panel.contract == bundle.contract()

@@ -42,11 +42,26 @@ class Outputs:
 
 @dataclasses.dataclass(frozen=True)
 class GraphIO:
-    """The graph's own shapes: ``batch`` N (None: a range), ``crops`` C, ``scenes`` K (None: no such dimension)."""
+    """The graph's own shapes: ``batch`` N (None: a range), ``crops`` C, ``scenes`` K (None: no such dimension).
+
+    ``frame``: width and height of the camera frame it takes, as ``frames`` uint8 ``[N, H, W, 3]``; None where it takes
+    ``crops`` uint8 ``[N, C, 224, 224, 3]``.
+    """
 
     batch: int | None
     crops: int
     scenes: int | None
+    frame: tuple[int, int] | None = None
+
+    @property
+    def input(self) -> str:
+        """Name of the graph's input."""
+        return "frames" if self.frame else "crops"
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of one image of the batch: ``(C, 224, 224, 3)``, or ``(H, W, 3)``."""
+        return (self.frame[1], self.frame[0], 3) if self.frame else (self.crops, CROP, CROP, 3)
 
 
 def read_io(graph: Path, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]]) -> GraphIO:
@@ -58,18 +73,28 @@ def read_io(graph: Path, inputs: dict[str, tuple[str, Shape]], outputs: dict[str
     found = "; ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in (inputs | outputs).items())
     wrong = InputError(
         f"{graph}: not a Gamma graph; found {found}",
-        hint="needed: crops uint8 [N, C, 224, 224, 3] to score float32 [N] and crop_scores float32 [N, C]",
+        hint="needed: crops uint8 [N, C, 224, 224, 3], or frames uint8 [N, H, W, 3], to score float32 [N] and "
+        "crop_scores float32 [N, C]",
     )
-    if set(inputs) != {"crops"} or set(outputs) != {"score", "crop_scores"}:
+    if set(inputs) not in ({"crops"}, {"frames"}) or set(outputs) != {"score", "crop_scores"}:
         raise wrong
-    kind, shape = inputs["crops"]
-    if kind != "uint8" or len(shape) != 5 or shape[1] is None or shape[2:] != (CROP, CROP, 3):
-        raise wrong
+    ((name, (kind, shape)),) = inputs.items()
     (score_kind, score), (crops_kind, crop_scores) = outputs["score"], outputs["crop_scores"]
-    scenes = score[1:]
-    if (score_kind, crops_kind) != ("float32", "float32") or len(scenes) > 1 or crop_scores[1:] != (shape[1], *scenes):
+    crops = crop_scores[1] if len(crop_scores) > 1 else None
+    if kind != "uint8" or (score_kind, crops_kind) != ("float32", "float32") or crops is None:
         raise wrong
-    return GraphIO(shape[0], shape[1], scenes[0] if scenes else None)
+    frame = None
+    if name == "frames":
+        _, height, width, _ = shape if len(shape) == 4 else (None,) * 4
+        if height is None or width is None or shape[3] != 3 or min(height, width) < CROP:
+            raise wrong
+        frame = (width, height)
+    elif shape[1:] != (crops, CROP, CROP, 3):
+        raise wrong
+    scenes = score[1:]
+    if len(scenes) > 1 or crop_scores[2:] != scenes:
+        raise wrong
+    return GraphIO(shape[0], crops, scenes[0] if scenes else None, frame)
 
 
 class Backend(abc.ABC):
@@ -150,10 +175,10 @@ class Backend(abc.ABC):
         """Drop the library's objects."""
 
     def _check(self, crops: NDArray[np.uint8]) -> None:
-        wanted = (self.io.crops, CROP, CROP, 3)
-        if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.ndim != 5 or crops.shape[1:] != wanted:
+        wanted = self.io.image_shape
+        if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.shape[1:] != wanted:
             found = f"{crops.dtype} {list(crops.shape)}" if isinstance(crops, np.ndarray) else type(crops).__name__
-            raise InputError(f"{self.graph}: crops are {found}; the graph takes uint8 {['N', *wanted]}")
+            raise InputError(f"{self.graph}: {self.io.input} are {found}; the graph takes uint8 {['N', *wanted]}")
         if len(crops) == 0 or (self.io.batch is not None and len(crops) != self.io.batch):
             raise InputError(f"{self.graph}: a batch of {len(crops)}; the graph takes {self.io.batch or 'one or more'}")
 

@@ -49,7 +49,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
         try:
-            score, crop_scores = self._session.run(["score", "crop_scores"], {"crops": crops})
+            score, crop_scores = self._session.run(["score", "crop_scores"], {self.io.input: crops})
         except Exception as error:  # as above
             raise _explain(self.graph, error) from error
         return Outputs(score, crop_scores)

@@ -16,7 +16,7 @@ from gamma_runtime.threads import inference_threads
 __all__ = ["OpenVinoBackend"]
 
 _DEVICE = "CPU"
-_NAMES = ("crops", "score", "crop_scores")
+_NAMES = ("crops", "frames", "score", "crop_scores")
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
@@ -51,7 +51,7 @@ class OpenVinoBackend(Backend):
 
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
         try:
-            results = self._request.infer({"crops": crops})
+            results = self._request.infer({self.io.input: crops})
         except Exception as error:  # as above
             raise _explain(self.graph, error) from error
         # Copies: the request reuses its own memory on the next call.

@@ -42,8 +42,9 @@ class RunOptions(CommonOptions):
     decode_threads: int | None = option(
         None, "threads that prepare the next images meanwhile, 0 for none; default: one a processor, at most 4"
     )
-    small: str = option("refuse", "images under 224 pixels: refuse, or resize (enlarge, flagged)")
+    small: str = option("refuse", "images under 224 pixels: refuse, resize (enlarge, flagged) or pad (mirror, flagged)")
     scale: str = option("checkpoint", "checkpoint (its own score levels) or 0-100")
+    strict: bool = option(False, "refuse files with several pictures instead of scoring the first")
     csv: bool = option(False, "comma-separated values on stdout")
 
 
@@ -89,7 +90,7 @@ def run(options: RunOptions) -> int:
         raise UsageError("no images given", hint="gamma-run BUNDLE PATH…, a file, a folder or a glob")
     scenes = tuple(name for given in options.scene for name in given.split(",") if name)
     o = options
-    with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale) as panel:
+    with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale, o.strict) as panel:
         if not o.quiet:
             _announce(panel)
         failed, total, code = _write(panel, o)
