@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,6 @@ def _peaks(axes: Any, report: LayerReport) -> None:
 
 def _separate_blocks(axes: Any, report: LayerReport) -> None:
     names = [stage.stage.split(" ")[0] for stage in report.stages]
-    for i, (before, name) in enumerate(zip(names, names[1:], strict=False)):
+    for i, (before, name) in enumerate(itertools.pairwise(names)):
         if before != name and (before.startswith("blocks") or name.startswith("blocks")):
             axes.axvline(i + 0.5, color="black", alpha=0.12, linewidth=0.7)

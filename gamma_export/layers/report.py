@@ -66,8 +66,8 @@ class LayerReport:
         if self.score_max_abs > self.gate_max:
             worst = max(self.stages, key=lambda stage: stage.own)
             return (
-                f"no stage is out of line: {self.precision} rounding alone adds up to {self.score_max_abs:.1e} in score;"
-                f" most of it from {worst.stage}"
+                f"no stage is out of line: {self.precision} rounding alone adds up to {self.score_max_abs:.1e} in"
+                f" score; most of it from {worst.stage}"
             )
         return "no stage is out of line"
 

@@ -204,11 +204,13 @@ def _adapter(kit: Kit, v: Tensor) -> Tensor:
 
 
 def _unit(kit: Kit, v: Tensor) -> Tensor:
-    return v / v.norm(dim=-1, keepdim=True)
+    made: Tensor = v / v.norm(dim=-1, keepdim=True)
+    return made
 
 
 def _logits(kit: Kit, v: Tensor) -> Tensor:
-    return v @ kit.text
+    made: Tensor = v @ kit.text
+    return made
 
 
 def _scores(levels: int) -> Callable[[Kit, Tensor], Tensor]:
