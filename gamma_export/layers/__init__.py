@@ -68,6 +68,7 @@ def verify_layers(
     from gamma_export.fold import encode_scenes, fold_text
     from gamma_export.layers.stages import gamma_stages
     from gamma_export.layers.taps import open_tapped
+    from gamma_export.parity import torch_threads
     from gamma_export.plan import check_gate
     from gamma_export.verify import bundle_scenes, gates, same_checkpoint
     from gamma_runtime import backends
@@ -84,7 +85,7 @@ def verify_layers(
         text = encode_scenes(model, [s for name in entry.scenes for s in bundle_scenes(bundle) if s.name == name])
     stages = gamma_stages(model.dims)
     published, version = _published_scores(backend, path, entry, crops, steps, options.threads)
-    with open_tapped(backend, path, [stage.tap for stage in stages], options.threads) as tapped:
+    with open_tapped(backend, path, [s.tap for s in stages], options.threads) as tapped, torch_threads(options.threads):
         logits = fold_text(text, model.clip_model.logit_scale)
         found = compare_stages(model, text, logits, stages, entry, tapped, crops, steps)
     return LayerReport(
