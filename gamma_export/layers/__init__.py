@@ -78,6 +78,8 @@ def verify_layers(
     steps = steps or Steps()
     entry = _pick(bundle, options)
     backend = backends.choose(options.backend, entry.precision)
+    if _takes_frames(entry):
+        raise InputError(f"{entry.name}: takes frames; --layers compares graphs that take crops")
     crops = _crops(options, steps)
     path = bundle.graph_file(entry)
     with steps.step("checkpoint"):
@@ -87,7 +89,7 @@ def verify_layers(
     published, version = _published_scores(backend, path, entry, crops, steps, options.threads)
     with open_tapped(backend, path, [s.tap for s in stages], options.threads) as tapped, torch_threads(options.threads):
         logits = fold_text(text, model.clip_model.logit_scale)
-        found = compare_stages(model, text, logits, stages, entry, tapped, crops, steps)
+        found = compare_stages(model, text, logits, stages, entry, tapped, crops, crops, steps)
     return LayerReport(
         graph=entry.name,
         scenes=tuple(entry.scenes),
@@ -120,6 +122,7 @@ def compare_stages(
     stages: list[Stage],
     entry: GraphEntry,
     tapped: TappedGraph,
+    inputs: Pixels,
     crops: Pixels,
     steps: Steps,
 ) -> Comparison:
@@ -132,7 +135,8 @@ def compare_stages(
         stages: in order, pixels first.
         entry: the graph's entry in the manifest.
         tapped: the graph, compiled with the stages' taps.
-        crops: uint8 [P, 224, 224, 3].
+        inputs: what the graph is fed: the crops, or uint8 frames [F, H, W, 3].
+        crops: uint8 [P, 224, 224, 3]: of frames all crops, in order.
         steps: progress.
     """
     import torch
@@ -144,20 +148,21 @@ def compare_stages(
     kits = exact_kit(model, logits), rounded_kit(model, logits, entry.precision, residual, peak)
     meters = {stage.name: StageMeter() for stage in stages}
     wanted_scores, tapped_scores = [], []
-    per_call = entry.batch[0] * entry.crops
+    each = entry.crops if _takes_frames(entry) else 1
     with steps.step(f"{len(stages)} stages, {len(crops)} crops", len(crops)) as tick, torch.inference_mode():
-        for start in range(0, len(crops), per_call):
-            part = crops[start : start + per_call]
-            outputs = tapped.run(_feed(entry, part))
+        for start in range(0, len(inputs), _per_call(entry)):
+            end = start + _per_call(entry)
+            part = crops[start * each : end * each]
+            outputs = tapped.run(_feed(entry, inputs[start:end]))
             wanted = reference_taps(model, text, part, stages)
             found: dict[str, Tensor] = {}
             for stage in stages:
                 found[stage.name] = _shaped(outputs.pop(stage.tap), wanted[stage.name])
                 meter, mine = meters[stage.name], found[stage.name]
                 meter.accumulated(mine, wanted[stage.name])
-                inputs = [found[name] for name in stage.inputs] or [wanted[stage.name]]
-                if all(bool(torch.isfinite(tensor).all()) for tensor in inputs):
-                    _judge(stage, kits, inputs, mine, meter, peak, residual)
+                read = [found[name] for name in stage.inputs] or [wanted[stage.name]]
+                if all(bool(torch.isfinite(tensor).all()) for tensor in read):
+                    _judge(stage, kits, read, mine, meter, peak, residual)
             wanted_scores.append(wanted["scores"].numpy())
             tapped_scores.append(found["scores"].numpy())
             tick(len(part))
@@ -200,14 +205,21 @@ def _shaped(array: Floats, wanted: Tensor) -> Tensor:
     return torch.from_numpy(array).reshape(-1, *wanted.shape[1:])[: len(wanted)]
 
 
-def _feed(entry: GraphEntry, crops: Pixels) -> dict[str, Pixels]:
-    """The crops in the graph's own input; a short last call is filled up with its last crop."""
+def _feed(entry: GraphEntry, inputs: Pixels) -> dict[str, Pixels]:
+    """Some inputs as the graph takes them; a short last call is filled up with its last one."""
     ((name, (_, shape)),) = entry.inputs.items()
-    if len(shape) != crops.ndim + 1:
-        raise InputError(f"{entry.name}: --layers feeds crops [N, C, H, W, 3]; this graph's input is {name} {shape}")
-    per_call = entry.batch[0] * entry.crops
-    filled = np.concatenate([crops, np.repeat(crops[-1:], per_call - len(crops), axis=0)])
-    return {name: filled.reshape(entry.batch[0], entry.crops, *crops.shape[1:])}
+    filled = np.concatenate([inputs, np.repeat(inputs[-1:], _per_call(entry) - len(inputs), axis=0)])
+    return {name: filled.reshape(entry.batch[0], *(int(size) for size in shape[1:]))}
+
+
+def _takes_frames(entry: GraphEntry) -> bool:
+    """Whether one input is a whole picture [H, W, 3], of which the graph cuts all crops, instead of one crop."""
+    ((_, (_, shape)),) = entry.inputs.items()
+    return len(shape) == 4
+
+
+def _per_call(entry: GraphEntry) -> int:
+    return entry.batch[0] * (1 if _takes_frames(entry) else entry.crops)
 
 
 def _residual(stages: list[Stage], tapped: TappedGraph) -> str:

@@ -54,9 +54,8 @@ def drifts(
     logits = fold.fold_text(tiny.text, tiny.model.clip_model.logit_scale)
     # Two threads of several libraries in one test process wait for each other more than they work.
     with open_tapped(backend, path, [stage.tap for stage in stages], 1) as tapped, torch_threads(1):
-        found = compare_stages(
-            tiny.model, tiny.text, logits, stages, entry, tapped, tiny.wanted.crops[list(crops)], Steps()
-        )
+        chosen = tiny.wanted.crops[list(crops)]
+        found = compare_stages(tiny.model, tiny.text, logits, stages, entry, tapped, chosen, chosen, Steps())
     np.testing.assert_allclose(found.wanted, tiny.wanted.scores[list(crops)], atol=1e-6)
     return {stage.stage: stage for stage in found.stages}
 
@@ -86,13 +85,54 @@ def test_a_ranged_graph_of_one_scene_is_in_line(tiny: Tiny) -> None:
         name="one", precision="fp16", batch=(1, 2, 4), crops=2, inputs={"crops": ("uint8", ["N", 2, 224, 224, 3])}
     )
     with open_tapped("onnxruntime", path, [stage.tap for stage in stages], 1) as tapped:
-        found = compare_stages(
-            tiny.model, tiny.text[5:10], logits, stages, entry, tapped, tiny.wanted.crops[:2], Steps()
-        )
+        crops = tiny.wanted.crops[:2]
+        found = compare_stages(tiny.model, tiny.text[5:10], logits, stages, entry, tapped, crops, crops, Steps())
     assert not any(stage.out_of_line for stage in found.stages)
     assert found.wanted.shape == (2, 1)
     worse = replace(found.stages[-1], own=found.stages[-1].floor * MARGIN * 1.01)
     assert worse.out_of_line
+
+
+def frames_instead(places: list[tuple[int, int]], height: int, width: int) -> Edit:
+    """Let the graph take frames and cut the crops itself, one below the other."""
+    from onnx import helper
+
+    def edit(model: Any) -> None:
+        graph = model.graph
+        graph.input[0].CopyFrom(helper.make_tensor_value_info("frames", onnx.TensorProto.UINT8, [1, height, width, 3]))
+        (cast,) = [node for node in graph.node if "crops" in node.input]
+        made = cast.output[0]
+        cast.input[0], cast.output[0] = "frames", "frames/cast"
+        cuts = []
+        for index, (top, left) in enumerate(places):
+            ends = {"start": [top, left], "end": [top + 224, left + 224]}
+            graph.initializer.extend(
+                onnx.numpy_helper.from_array(np.array(value), f"{name}_{index}") for name, value in ends.items()
+            )
+            inputs = ["frames/cast", f"start_{index}", f"end_{index}", "cut.axes"]
+            cuts.append(helper.make_node("Slice", inputs, [f"cut_{index}"]))
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array([1, 2]), "cut.axes"))
+        cuts.append(helper.make_node("Concat", [cut.output[0] for cut in cuts], [made], axis=1))
+        for offset, node in enumerate(cuts):
+            graph.node.insert(list(graph.node).index(cast) + 1 + offset, node)
+
+    return edit
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_graph_that_takes_frames_is_fed_frames(tiny: Tiny, shift: int) -> None:
+    """A crop cut one pixel beside its place is the pixels' fault."""
+    stages, places = gamma_stages(tiny.dims), [(0, 0), (76, 100)]
+    frame = np.tile(tiny.wanted.crops[3], (2, 2, 1))[None, :300, :400]
+    crops = np.stack([frame[0, y : y + 224, x : x + 224] for y, x in places])
+    path = tiny.graph("fp16", edit=frames_instead([(y, x + shift * (x > 0)) for y, x in places], 300, 400))
+    logits = fold.fold_text(tiny.text, tiny.model.clip_model.logit_scale)
+    entry: Any = SimpleNamespace(
+        name="f", precision="fp16", batch=(1, 1, 1), crops=2, inputs={"frames": ("uint8", [1, 300, 400, 3])}
+    )
+    with open_tapped("onnxruntime", path, [stage.tap for stage in stages], 1) as tapped, torch_threads(1):
+        found = compare_stages(tiny.model, tiny.text, logits, stages, entry, tapped, frame, crops, Steps())
+    assert [stage.stage for stage in found.stages if stage.out_of_line] == ["pixels"] * shift
 
 
 def test_every_tap_exists_in_every_spelling(tiny: Tiny) -> None:
