@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from gamma_runtime.cuda_probe import CudaDevice, CudaState
-from gamma_runtime.doctor import Finding, diagnose, render
+from gamma_runtime.doctor import Finding, diagnose, python_env, render
 from gamma_runtime.doctor.calendar import jetpack_of
 from gamma_runtime.doctor.findings import Disk, findings
 from gamma_runtime.doctor.machine import Machine, Run, read_machine, run_command
@@ -212,6 +212,22 @@ def test_half_an_onnxruntime_is_found(tmp_path: Path) -> None:
     assert hollow()
     (package / "capi" / "onnxruntime_pybind11_state.so").write_bytes(b"")
     assert not hollow()
+
+
+def test_a_folder_without_init_is_hollow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other way that it is left: Python takes the folder for a namespace, and the import has no attributes."""
+    (tmp_path / "ort_shell" / "capi").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert python_env._hollow("ort_shell")
+    assert not python_env._hollow("no_such_module")
+    assert not python_env._hollow("onnxruntime")
+
+
+def test_l4t_is_read_from_its_package_where_the_file_is_hidden() -> None:
+    def run(command: Sequence[str]) -> str | None:
+        return "36.4.3-20250107174145" if command[-1] == "nvidia-l4t-core" else None
+
+    assert read_machine(SAMPLES / SERVER, run).l4t == "36.4.3"
 
 
 def test_commands_that_fail_or_do_not_exist_say_nothing() -> None:

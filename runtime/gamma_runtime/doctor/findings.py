@@ -164,6 +164,8 @@ def _tensorrt(machine: Machine, python: PythonEnv, row: JetPack | None, arch: st
             f"TensorRT {version}" + ("" if fits or row is None else f"; JetPack {row.name} has {row.tensorrt}"),
             None if fits else "pip uninstall tensorrt, and use JetPack's: python3 -m venv --system-site-packages",
         )
+    elif python.sees_tensorrt:
+        yield Finding("TensorRT", "note", "a Python package of TensorRT without metadata: its version is not known")
     elif python.system_tensorrt:
         venv = "this virtual environment does not see it" if python.in_venv else "this interpreter does not see it"
         yield Finding(

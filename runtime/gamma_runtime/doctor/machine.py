@@ -100,7 +100,7 @@ def read_machine(root: Path = Path("/"), run: Run = run_command) -> Machine:
     mode, mode_id = _power_mode(root, run)
     return Machine(
         model=_text(root / "proc/device-tree/model"),
-        l4t=_l4t(root),
+        l4t=_l4t(root, run),
         jetpack=_package("nvidia-jetpack", run),
         tensorrt_debian=_package("libnvinfer10", run) or _package("libnvinfer11", run),
         power_mode=mode,
@@ -135,9 +135,12 @@ def _number(path: Path) -> int | None:
         return None
 
 
-def _l4t(root: Path) -> str | None:
-    match = _RELEASE.search(_text(root / "etc/nv_tegra_release") or "")
-    return f"{match[1]}.{match[2]}" if match else None
+def _l4t(root: Path, run: Run) -> str | None:
+    """/etc/nv_tegra_release, or the version of the package that brings it (such as 36.4.3-20250107174145)."""
+    if match := _RELEASE.search(_text(root / "etc/nv_tegra_release") or ""):
+        return f"{match[1]}.{match[2]}"
+    match = re.match(r"\d+(\.\d+)+", _package("nvidia-l4t-core", run) or "")
+    return match[0] if match else None
 
 
 def _package(name: str, run: Run) -> str | None:

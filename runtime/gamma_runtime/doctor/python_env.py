@@ -50,7 +50,7 @@ class PythonEnv:
         ort_hollow: ``import onnxruntime`` would give an empty package, as uninstalling one of its two wheels leaves.
         cv2_at: the folder of the cv2 that would be imported.
         system_tensorrt: JetPack's Python package of TensorRT, whether or not this interpreter sees it.
-        sees_system: packages of the system's dist-packages can be imported.
+        sees_tensorrt: this interpreter would find a module called tensorrt.
         in_venv: this is a virtual environment.
         cudart: the CUDA runtime library that was found.
     """
@@ -60,7 +60,7 @@ class PythonEnv:
     ort_hollow: bool = False
     cv2_at: str | None = None
     system_tensorrt: str | None = None
-    sees_system: bool = False
+    sees_tensorrt: bool = False
     in_venv: bool = False
     cudart: str | None = None
 
@@ -73,7 +73,7 @@ def read_python(root: Path = Path("/")) -> PythonEnv:
         ort_hollow=_hollow("onnxruntime"),
         cv2_at=_folder("cv2"),
         system_tensorrt=_system_tensorrt(root),
-        sees_system=any("dist-packages" in entry for entry in sys.path),
+        sees_tensorrt=_spec("tensorrt") is not None,
         in_venv=sys.prefix != sys.base_prefix,
         cudart=_cudart(root),
     )
