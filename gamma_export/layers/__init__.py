@@ -78,18 +78,16 @@ def verify_layers(
     steps = steps or Steps()
     entry = _pick(bundle, options)
     backend = backends.choose(options.backend, entry.precision)
-    if _takes_frames(entry):
-        raise InputError(f"{entry.name}: takes frames; --layers compares graphs that take crops")
-    crops = _crops(options, steps)
+    inputs, crops = _subjects(bundle, entry, options, steps)
     path = bundle.graph_file(entry)
     with steps.step("checkpoint"):
         model = build_model(same_checkpoint(bundle, against))
         text = encode_scenes(model, [s for name in entry.scenes for s in bundle_scenes(bundle) if s.name == name])
     stages = gamma_stages(model.dims)
-    published, version = _published_scores(backend, path, entry, crops, steps, options.threads)
+    published, version = _published_scores(backend, path, entry, inputs, steps, options.threads)
     with open_tapped(backend, path, [s.tap for s in stages], options.threads) as tapped, torch_threads(options.threads):
         logits = fold_text(text, model.clip_model.logit_scale)
-        found = compare_stages(model, text, logits, stages, entry, tapped, crops, crops, steps)
+        found = compare_stages(model, text, logits, stages, entry, tapped, inputs, crops, steps)
     return LayerReport(
         graph=entry.name,
         scenes=tuple(entry.scenes),
@@ -228,19 +226,19 @@ def _residual(stages: list[Stage], tapped: TappedGraph) -> str:
 
 
 def _published_scores(
-    backend: str, path: Path, entry: GraphEntry, crops: Pixels, steps: Steps, threads: int | None
+    backend: str, path: Path, entry: GraphEntry, inputs: Pixels, steps: Steps, threads: int | None
 ) -> tuple[np.ndarray[Any, Any], str]:
-    """Scores [P, K] of the graph as it is published, and the library's version; NaN where it gives no number."""
+    """Crop scores [P, K] of the graph as it is published, and the library's version; NaN where it gives no number."""
     from gamma_export.parity import graph_scores
     from gamma_runtime import backends
     from gamma_runtime.backends.base import NonFiniteError
 
     with backends.create(backend, path, threads=threads) as runner:
-        label = f"published graph on {backend}, {len(crops)} crops"
+        label = f"published graph on {backend}, {len(inputs)} {runner.io.input}"
         try:
-            return graph_scores(runner, entry.batch[0], crops, steps, label), runner.version
+            return graph_scores(runner, entry.batch[0], inputs, steps, label), runner.version
         except NonFiniteError:
-            return np.full((len(crops), len(entry.scenes)), np.nan), runner.version
+            return np.full((1, len(entry.scenes)), np.nan), runner.version
 
 
 def _largest(gap: np.ndarray[Any, Any]) -> float:
@@ -264,13 +262,25 @@ def _pick(bundle: Bundle, options: LayerOptions) -> GraphEntry:
     return min(fitting, key=lambda graph: size * len(graph.scenes))
 
 
+def _subjects(bundle: Bundle, entry: GraphEntry, options: LayerOptions, steps: Steps) -> tuple[Pixels, Pixels]:
+    """What the graph is fed, and its crops: of a graph that takes frames whole ones, two at least."""
+    from gamma_export.parity import photos_in, verification_subjects
+
+    if options.crops < 1:
+        raise UsageError(f"--crops-count {options.crops} is below 1")
+    if not _takes_frames(entry):
+        crops = _crops(options, steps)
+        return crops, crops
+    subjects = verification_subjects(photos_in(options.photos)[: options.crops], bundle.contract().crop, steps)
+    subjects = subjects.first(options.crops)
+    return subjects.inputs, subjects.crops
+
+
 def _crops(options: LayerOptions, steps: Steps) -> Pixels:
     """Centre crops: of the photos first, then of their degraded copies."""
     from gamma_export.parity import photos_in, verification_crops
     from gamma_export.photos import VERIFICATION_COPIES
 
-    if options.crops < 1:
-        raise UsageError(f"--crops-count {options.crops} is below 1")
     photos = photos_in(options.photos)
     variants = 1 + len(VERIFICATION_COPIES)
     made = verification_crops(photos[: options.crops], steps)
