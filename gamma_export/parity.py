@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -32,6 +33,7 @@ __all__ = [
     "reference",
     "share_for",
     "torch_scores",
+    "torch_threads",
     "verification_crops",
     "verification_subjects",
 ]
@@ -187,18 +189,26 @@ def torch_scores(model: Gamma, text: Tensor, crops: Pixels, threads: int | None,
     """PyTorch's fp32 scores float64 [P, K] of uint8 crops [P, 224, 224, 3], a few at a time to bound the memory."""
     import torch
 
+    made = []
+    with torch.inference_mode(), torch_threads(threads):
+        for start in range(0, len(crops), _TORCH_BATCH):
+            part = crops[start : start + _TORCH_BATCH]
+            made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
+            tick(len(part))
+    return np.concatenate(made)
+
+
+@contextlib.contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """PyTorch with so many threads for a while; None leaves its own choice."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
-    made = []
     try:
-        with torch.inference_mode():
-            for start in range(0, len(crops), _TORCH_BATCH):
-                part = crops[start : start + _TORCH_BATCH]
-                made.append(model.score(torch.from_numpy(part), text).numpy().astype(np.float64))
-                tick(len(part))
+        yield
     finally:
         torch.set_num_threads(before)
-    return np.concatenate(made)
 
 
 def graph_scores(backend: Backend, batch: int, inputs: Pixels, steps: Steps, label: str) -> Scores:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from gamma_runtime.manifest import Parity
     from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
+    from gamma_training.scenes import Scene
 
-__all__ = ["VerifyReport", "verify"]
+__all__ = ["VerifyReport", "bundle_scenes", "gates", "same_checkpoint", "verify"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,13 +67,13 @@ def verify(
     if photos and not against:
         raise UsageError("--photos is for parity, which needs a checkpoint", hint="--against CHECKPOINT")
     steps = steps or Steps()
-    gates = _gates(bundle, gate)
-    names = {precision: backends.usable(precision, backend_names) for precision in gates}
+    limits = gates(bundle, gate)
+    names = {precision: backends.usable(precision, backend_names) for precision in limits}
     with steps.step("hashes of all files"):
         bundle.check_files()
     golden: list[GoldenCheck] = []
     with steps.step("golden images"):
-        for precision, limit in gates.items():
+        for precision, limit in limits.items():
             golden += selftest(bundle, names[precision], limit, precision, threads)
     parity: list[Parity] = []
     if against:
@@ -81,11 +82,11 @@ def verify(
             share = share_for(entry, bundle.manifest.graphs, wanted)
             path = bundle.graph_file(entry)
             for name in names[entry.precision]:
-                parity += measure(entry, path, name, share, gates[entry.precision], steps, threads)
+                parity += measure(entry, path, name, share, limits[entry.precision], steps, threads)
     return VerifyReport(tuple(golden), tuple(parity))
 
 
-def _gates(bundle: Bundle, gate: float | None) -> dict[str, float]:
+def gates(bundle: Bundle, gate: float | None) -> dict[str, float]:
     """Largest |difference| for each precision: the one given, else the one that the bundle was published under."""
     from gamma_runtime.selftest import GATES
 
@@ -100,17 +101,28 @@ def _reference(
     """The checkpoint's own scores of the verification crops, for the prompts that the manifest records."""
     from gamma_export.fold import encode_scenes
     from gamma_training.checkpoint import build_model
-    from gamma_training.scenes import Scene
 
     subjects = verification_subjects(photos_in(photos), bundle.contract().crop, steps)
     with steps.step("checkpoint"):
-        model = build_model(_same_checkpoint(bundle, against))
-        scenes = [Scene(s.name, tuple(s.prompts), s.kind, None) for s in bundle.manifest.scenes]
+        model = build_model(same_checkpoint(bundle, against))
+        scenes = bundle_scenes(bundle)
         text = encode_scenes(model, scenes)
     return reference(model, text, [scene.name for scene in scenes], subjects, steps, threads)
 
 
-def _same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:
+def bundle_scenes(bundle: Bundle) -> list[Scene]:
+    """The scenes with the prompts that the manifest records."""
+    from gamma_training.scenes import Scene
+
+    return [Scene(s.name, tuple(s.prompts), s.kind, None) for s in bundle.manifest.scenes]
+
+
+def same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:
+    """The checkpoint that a bundle was exported from, or ``"demo"``.
+
+    Raises:
+        IntegrityError: another one. InputError: it cannot be read.
+    """
     from gamma_export.demo import demo_checkpoint
     from gamma_export.exporter import DEMO
     from gamma_training.checkpoint import read_checkpoint

@@ -136,7 +136,7 @@ def test_text_has_every_section_and_the_next_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     heads = [line for line in done.stdout.splitlines() if line and not line.startswith(" ")]
     assert heads[:4] == ["System", "Libraries", "Backends", "CUDA"]
-    assert heads[4] == f"Bundle {bundle.folder}"
+    assert heads[4:] == [f"Bundle {bundle.folder}", "Findings"]
     assert "  engine       none built" in done.stdout
     assert done.stderr.splitlines()[-1] == f"next: gamma-run {bundle.folder} PHOTO"
 
