@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 
 from gamma_runtime.cli import require
 from gamma_runtime.contract import CROP, Contract, CropPolicy
+from gamma_runtime.cuda.arrays import DeviceFrame, SupportsArray, is_array, read_array
 from gamma_runtime.decode import Decoded, Encoded, Pixels, decode, name_of
 from gamma_runtime.errors import InputError, UsageError
 from gamma_runtime.sniff import check_size
 
 __all__ = ["Image", "Prepared", "positions", "prepare", "prepare_scenes", "splitmix64", "working_size"]
 
-Image: TypeAlias = Encoded | Pixels
+Image: TypeAlias = Encoded | Pixels | SupportsArray
 _MASK = (1 << 64) - 1
 
 
@@ -26,7 +27,8 @@ class Prepared:
     """One image, ready for a graph.
 
     Attributes:
-        crops: uint8 ``[C, 224, 224, 3]`` RGB.
+        crops: uint8 ``[C, 224, 224, 3]`` RGB; of a frame on the GPU they stay there, and numpy reads them through
+            ``__array__``.
         working_size: width and height in pixels that the crops were cut from.
         flags: of decoding, plus ``enlarged`` and ``native`` (the scene keeps the photo's own pixels).
     """
@@ -80,8 +82,10 @@ def prepare_scenes(source: Image, contract: Contract, scenes: Sequence[str]) -> 
 
 
 def _pixels(source: Image, contract: Contract) -> Decoded:
+    if not isinstance(source, np.ndarray) and is_array(source):
+        return _foreign(source, contract)
     if not isinstance(source, np.ndarray):
-        return decode(source, contract.limits, contract.formats)
+        return decode(cast("Encoded", source), contract.limits, contract.formats)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
         raise InputError(
             f"array: {source.dtype} {list(source.shape)}; needed is uint8 [H, W, 3] in RGB order",
@@ -89,6 +93,13 @@ def _pixels(source: Image, contract: Contract) -> Decoded:
         )
     check_size(source.shape[1], source.shape[0], contract.limits, "array")
     return Decoded(np.ascontiguousarray(source), ())
+
+
+def _foreign(source: Image, contract: Contract) -> Decoded:
+    """Another library's array. On the device it stays there for as long as no pixel needs to be computed."""
+    pixels = read_array(source)
+    check_size(pixels.shape[1], pixels.shape[0], contract.limits, "array")
+    return Decoded(cast("Pixels", pixels), ())
 
 
 def working_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
@@ -109,12 +120,15 @@ def _prepare(decoded: Decoded, size: tuple[int, int], native: bool, contract: Co
         flags.append("native")
     if size != (pixels.shape[1], pixels.shape[0]):
         cv2 = require("cv2", "cpu")
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     if min(size) < CROP:
-        pixels = _enlarge(pixels, contract.small, where)
+        pixels = _enlarge(np.ascontiguousarray(pixels), contract.small, where)
         flags.append("enlarged")
     height, width = pixels.shape[:2]
-    crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in positions(contract.crop, width, height)])
+    places = positions(contract.crop, width, height)
+    if isinstance(pixels, DeviceFrame):
+        return Prepared(cast("Pixels", pixels.cut(places)), (width, height), tuple(flags))
+    crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in places])
     return Prepared(crops, (width, height), tuple(flags))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,16 +10,43 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gamma_runtime import backends
-from gamma_runtime.backends.base import Floats, NonFiniteError
+from gamma_runtime.backends.base import Floats, NonFiniteError, Outputs
+from gamma_runtime.backends.tensorrt_ import TensorRtBackend
+from gamma_runtime.cuda.arrays import DeviceCrops
 from gamma_runtime.decode import Pixels
+from gamma_runtime.engines.run import open_engines
 from gamma_runtime.errors import GammaError, InputError, IntegrityError
 
 if TYPE_CHECKING:
     from gamma_runtime.backends.base import Backend
     from gamma_runtime.bundle import Bundle
+    from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.manifest import GraphEntry
 
-__all__ = ["OpenGraph", "pick"]
+__all__ = ["OpenGraph", "open_graphs", "pick"]
+
+
+def open_graphs(
+    bundle: Bundle, scenes: Sequence[str], precision: str | None, backend: str, threads: int | None, use: EngineUse
+) -> list[OpenGraph]:
+    """Open what is needed to score the scenes; on failure nothing stays open.
+
+    Raises:
+        GammaError: as `pick`, `OpenGraph.open` and `gamma_runtime.engines.run.open_engines`.
+    """
+    graphs: list[OpenGraph] = []
+    with contextlib.ExitStack() as undo:
+        if backend in backends.ENGINES:
+            backends.choose(backend, precision or "")
+            for entry, compiled in open_engines(bundle, scenes, precision, backend, use):
+                undo.callback(compiled.close)
+                graphs.append(OpenGraph.checked(bundle, entry, compiled))
+        else:
+            for entry in pick(bundle, scenes, precision):
+                graphs.append(OpenGraph.open(bundle, entry, backend, threads))
+                undo.callback(graphs[-1].backend.close)
+        undo.pop_all()
+    return graphs
 
 
 def pick(bundle: Bundle, scenes: Sequence[str], precision: str | None) -> list[GraphEntry]:
@@ -60,6 +88,15 @@ class OpenGraph:
         """
         graph = bundle.graph_file(entry)
         compiled = backends.create(backends.choose(backend, entry.precision), graph, threads=threads)
+        return cls.checked(bundle, entry, compiled)
+
+    @classmethod
+    def checked(cls, bundle: Bundle, entry: GraphEntry, compiled: Backend) -> OpenGraph:
+        """Compare a compiled graph with what the manifest says; it is closed when it is another one.
+
+        Raises:
+            IntegrityError: it is not the one described.
+        """
         wanted = bundle.contract().crop.crops
         least, _, most = entry.batch
         io = compiled.io
@@ -93,7 +130,7 @@ class OpenGraph:
     def _run_batch(self, crops: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
         filled = crops + [crops[-1]] * (self.entry.batch[0] - len(crops))
         try:
-            outputs = self.backend.infer(np.stack(filled))
+            outputs = self._infer(filled)
         except NonFiniteError as error:
             if len(crops) == 1:
                 return [error]
@@ -101,6 +138,13 @@ class OpenGraph:
         score = outputs.score.reshape(len(filled), -1)
         crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)
         return [(score[i], crop_scores[i]) for i in range(len(crops))]
+
+    def _infer(self, crops: list[Pixels]) -> Outputs:
+        candidates: list[object] = list(crops)
+        on_device = [one for one in candidates if isinstance(one, DeviceCrops)]
+        if len(on_device) == len(crops) and isinstance(self.backend, TensorRtBackend):
+            return self.backend.infer_device(on_device)
+        return self.backend.infer(np.stack(crops))
 
     def column(self, scene: str) -> int:
         """Where a scene's score lies in the last dimension.

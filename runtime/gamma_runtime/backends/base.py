@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -74,7 +76,7 @@ class Backend(abc.ABC):
     """One compiled graph. Calls from several threads wait for each other.
 
     Attributes:
-        name: ``onnxruntime``, ``openvino``.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``.
         version: of the library.
         io: the graph's shapes.
         last_ms: milliseconds of the last `infer`, by the monotonic clock; 0 before the first.
@@ -106,20 +108,13 @@ class Backend(abc.ABC):
         """
         self._check(crops)
         contiguous = np.ascontiguousarray(crops)
-        with self._lock:
-            if not self._open:
-                raise UsageError(f"{self.graph}: this backend is closed")
-            start = time.perf_counter()
-            outputs = self._infer(contiguous)
-            self.last_ms = (time.perf_counter() - start) * 1e3
-        self._check_outputs(outputs, len(crops))
-        return outputs
+        return self._timed(lambda: self._infer(contiguous), len(crops))
 
     def close(self) -> None:
         """Free the compiled graph; calling it twice is fine."""
         with self._lock:
-            if self._open:
-                self._open = False
+            was_open, self._open = self._open, False
+            if was_open:
                 self._close()
 
     def __enter__(self) -> Self:
@@ -127,6 +122,26 @@ class Backend(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _timed(self, work: Callable[[], Outputs], images: int) -> Outputs:
+        """Do the work while the backend is open, time it, and check what comes out."""
+        with self._entered():
+            start = time.perf_counter()
+            outputs = work()
+            self.last_ms = (time.perf_counter() - start) * 1e3
+        self._check_outputs(outputs, images)
+        return outputs
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        """One call at a time, and none after `close`."""
+        with self._lock:
+            self._require_open()
+            yield
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise UsageError(f"{self.graph}: this backend is closed")
 
     @abc.abstractmethod
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:
