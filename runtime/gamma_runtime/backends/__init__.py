@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gamma_runtime.cuda_probe import probe
-from gamma_runtime.engines.host import installed_version
+from gamma_runtime.engines.host import MODULES, installed_version
 from gamma_runtime.engines.options import Flavour
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
 
@@ -36,7 +36,8 @@ def installed(name: str) -> str | None:
         raise UsageError(f"unknown backend {name!r}", hint=f"one of auto, {', '.join(NAMES)}")
     for flavour in ENGINES:
         if name == flavour:
-            return installed_version(flavour)
+            found = importlib.util.find_spec(MODULES[flavour]) is not None  # JetPack's may come without metadata
+            return installed_version(flavour) or ("unknown version" if found else None)
     if importlib.util.find_spec(name) is None:
         return None
     for distribution in _DISTRIBUTIONS[name]:

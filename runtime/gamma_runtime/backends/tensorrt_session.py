@@ -28,6 +28,7 @@ Source: TypeAlias = "NDArray[np.uint8] | Sequence[DeviceCrops]"
 _DTYPES = {"UINT8": "uint8", "FLOAT": "float32", "HALF": "float16", "INT32": "int32", "INT64": "int64"}
 _SPIN = 0.002  # seconds of asking without a pause; after that the thread sleeps between two questions
 _PAUSE = 0.0001  # seconds
+_ABANDONED: list[object] = []  # kept until the process ends, so that no destructor runs
 _MEMORY_WORDS = ("out of memory", "outofmemory", "insufficient memory")
 
 
@@ -137,16 +138,18 @@ class Session:
         return outputs
 
     def close(self) -> None:
-        """Free graph, buffers and context, in this order."""
+        """Wait for what a failed call left on the stream, then free graph, context and buffers, in this order."""
         self.cuda.bind(0)
         with contextlib.ExitStack() as stack:
             for owner in (self._owner, self._memory, self._graphs):  # the stack closes the last one first
                 stack.callback(owner.close)
             stack.callback(self._drop_context)
             stack.callback(self._drop_graph)
+            stack.callback(self.cuda.stream_synchronize, self._stream)
 
     def abandon(self) -> None:
-        """Forget everything: in a lost CUDA context nothing can be freed."""
+        """Forget everything: in a lost CUDA context nothing can be freed, and a destructor may never return."""
+        _ABANDONED.append((self._context, self._loaded))
         for owner in (self._owner, self._memory, self._graphs):
             owner.abandon()
 
