@@ -32,7 +32,7 @@ class EngineDevice:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cuda = HostCuda()
         self.engines: list[OrtEngine] = []
-        state = CudaState("ok", "1 GPU", "12.6", (CudaDevice(0, "Host Orin", "8.7", 8 << 30),))
+        state = CudaState("ok", "1 GPU", "13.0", (CudaDevice(0, "Host Orin", "8.7", 8 << 30),))
         for module in ("gamma_runtime.engines.host", "gamma_runtime.backends", "gamma_runtime.doctor"):
             monkeypatch.setattr(f"{module}.probe", lambda: state)
         monkeypatch.setitem(IMPLEMENTATIONS, "host", lambda: self.cuda)

@@ -36,7 +36,7 @@ class Logger:
 
 @dataclasses.dataclass
 class Faults:
-    """Which call fails: ``refuse`` names a method that says no; ``crash`` lets a kernel touch memory that is not its."""
+    """``refuse`` names a method that says no; ``crash`` lets a kernel touch memory that is not its own."""
 
     refuse: str = ""
     words: str = "[executionContext.cpp::refused] the engine's own words"

@@ -1,4 +1,4 @@
-"""The real bindings up to the driver, ctypes against a C library with CUDA's prototypes, and the choice between them."""
+"""The real bindings up to the driver, ctypes against a C library with CUDA's prototypes, and the choice of one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ int cudaMemcpy2DAsync(void *d, size_t dp, const void *s, size_t sp, size_t w, si
     if (kind != 3 || stream != (void *)0x7fff12345678) return fail(1);
     for (size_t y = 0; y < h; y++) memcpy((char *)d + y * dp, (const char *)s + y * sp, w);
     return 0; }
-int cudaStreamCreateWithFlags(void **s, unsigned flags) { *s = (void *)0x7fff12345678; return flags == 1 ? 0 : fail(1); }
+int cudaStreamCreateWithFlags(void **s, unsigned flags) {
+    *s = (void *)0x7fff12345678; return flags == 1 ? 0 : fail(1); }
 int cudaStreamDestroy(void *s) { return s == (void *)0x7fff12345678 ? 0 : fail(400); }
 int cudaStreamSynchronize(void *s) { return cudaStreamDestroy(s); }
 int cudaEventCreate(void **e) { *e = (void *)0x7fff00000001; return 0; }
@@ -183,7 +184,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     host = HostCuda()
     for name in IMPLEMENTATIONS:
         monkeypatch.setitem(IMPLEMENTATIONS, name, missing)
-    with pytest.raises(EnvironmentFault, match="cuda-bindings: No module named 'cuda'; ctypes: .*; pycuda: "):
+    with pytest.raises(EnvironmentFault, match=r"cuda-bindings: No module named 'cuda'; ctypes: .*; pycuda: "):
         open_cuda()
     monkeypatch.setitem(IMPLEMENTATIONS, "pycuda", lambda: host)
     assert open_cuda() is host

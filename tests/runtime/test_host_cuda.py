@@ -55,15 +55,17 @@ def test_two_dimensional_copies(cuda: HostCuda) -> None:
 
 def test_pageable_memory_is_refused(cuda: HostCuda) -> None:
     pageable = ctypes.create_string_buffer(16)
-    with Owner(cuda) as owner, pytest.raises(CudaError, match="are not .*pinned"):
+    with Owner(cuda) as owner:
         device, stream = owner.device(16), owner.stream()
-        cuda.memcpy_async(device, ctypes.addressof(pageable), 16, Kind.HOST_TO_DEVICE, stream)
+        with pytest.raises(CudaError, match=r"are not .*pinned"):
+            cuda.memcpy_async(device, ctypes.addressof(pageable), 16, Kind.HOST_TO_DEVICE, stream)
 
 
 def test_copy_past_the_end_is_refused(cuda: HostCuda) -> None:
-    with Owner(cuda) as owner, pytest.raises(CudaError, match="17 bytes"):
+    with Owner(cuda) as owner:
         buffer, stream = owner.buffer(16, zero_copy=False), owner.stream()
-        buffer.upload(cuda, 17, stream)
+        with pytest.raises(CudaError, match="17 bytes"):
+            buffer.upload(cuda, 17, stream)
 
 
 def test_double_free(cuda: HostCuda) -> None:
@@ -91,7 +93,7 @@ def test_use_after_free_loses_the_context(cuda: HostCuda) -> None:
 
 def test_leaks_are_found(cuda: HostCuda) -> None:
     device, stream = cuda.malloc(8), cuda.stream_create()
-    with pytest.raises(LeakError, match="device of 8.*Stream"):
+    with pytest.raises(LeakError, match=r"device of 8.*Stream"):
         cuda.close()
     cuda.free(device)
     del cuda.handles[stream]  # its thread ended with close
@@ -145,9 +147,10 @@ def test_owner_frees_newest_first_and_all_of_it(cuda: HostCuda) -> None:
 
 def test_out_of_memory_says_asked_and_free(cuda: HostCuda) -> None:
     cuda.limit = 10 << 20
-    with Owner(cuda) as owner, pytest.raises(CudaError) as caught:
+    with Owner(cuda) as owner:
         owner.device(4 << 20)
-        owner.buffer(8 << 20, zero_copy=False)
+        with pytest.raises(CudaError) as caught:
+            owner.buffer(8 << 20, zero_copy=False)
     assert caught.value.out_of_memory
     assert "8.0 MiB asked for, 6 of 10 MiB are free" in caught.value.message
     assert caught.value.exit_code == 5

@@ -345,7 +345,7 @@ def test_a_sticky_error_ends_the_backend(bench: Bench) -> None:
         backend.infer(crops(2))
     assert caught.value.sticky
     before = len(bench.cuda.calls)
-    with pytest.raises(EnvironmentFault, match="the GPU failed in an earlier call .*; nothing was computed") as again:
+    with pytest.raises(EnvironmentFault, match=r"the GPU failed in an earlier call .*; nothing was computed") as again:
         backend.infer(crops(1))
     assert again.value.exit_code == 5
     assert "restart this process" in str(again.value.hint)
