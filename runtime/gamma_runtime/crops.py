@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gamma_runtime.cli import require
 from gamma_runtime.contract import CROP, MAX_COVER, Contract, CropPolicy
+from gamma_runtime.cuda.arrays import DeviceFrame, SupportsArray, is_array, read_array
 from gamma_runtime.decode import Decoded, Encoded, Pixels, decode, name_of
 from gamma_runtime.errors import InputError, UsageError
 from gamma_runtime.sniff import check_size
@@ -28,7 +29,7 @@ __all__ = [
     "working_size",
 ]
 
-Image: TypeAlias = Encoded | Pixels
+Image: TypeAlias = Encoded | Pixels | SupportsArray
 _MASK = (1 << 64) - 1
 
 
@@ -37,7 +38,8 @@ class Prepared:
     """One image, ready for a graph.
 
     Attributes:
-        crops: uint8 ``[C, 224, 224, 3]`` RGB.
+        crops: uint8 ``[C, 224, 224, 3]`` RGB; of a frame on the GPU they stay there, and numpy reads them through
+            ``__array__``.
         working_size: width and height in pixels that the crops were cut from.
         flags: of decoding, plus ``enlarged`` or ``padded`` (it was too small) and ``native`` (its own pixels).
         frame: uint8 ``[H, W, 3]`` RGB, where the graph cuts the crops itself.
@@ -118,8 +120,10 @@ def prepare_scenes(source: Image, contract: Contract, scenes: Sequence[str]) -> 
 
 
 def _pixels(source: Image, contract: Contract, admit: Callable[[int, int, bool], None]) -> Decoded:
+    if not isinstance(source, np.ndarray) and is_array(source):
+        return _foreign(source, contract, admit)
     if not isinstance(source, np.ndarray):
-        return decode(source, contract.limits, contract.formats, admit)
+        return decode(cast("Encoded", source), contract.limits, contract.formats, admit)
     if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
         raise InputError(
             f"array: {source.dtype} {list(source.shape)}; needed is uint8 [H, W, 3] in RGB order",
@@ -128,6 +132,14 @@ def _pixels(source: Image, contract: Contract, admit: Callable[[int, int, bool],
     check_size(source.shape[1], source.shape[0], contract.limits, "array")
     admit(source.shape[1], source.shape[0], False)
     return Decoded(np.ascontiguousarray(source), ())
+
+
+def _foreign(source: Image, contract: Contract, admit: Callable[[int, int, bool], None]) -> Decoded:
+    """Another library's array. On the device it stays there for as long as no pixel needs to be computed."""
+    pixels = read_array(source)
+    check_size(pixels.shape[1], pixels.shape[0], contract.limits, "array")
+    admit(pixels.shape[1], pixels.shape[0], False)
+    return Decoded(cast("Pixels", pixels), ())
 
 
 def _scaled(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -183,11 +195,14 @@ def _prepare(decoded: Decoded, plan: _Plan, contract: Contract) -> Prepared:
         flags.append("native")
     pixels = reduced(pixels, plan.reduced)
     if plan.final != plan.reduced:
-        pixels = _grow(pixels, plan.final, contract.small)
+        pixels = _grow(np.ascontiguousarray(pixels), plan.final, contract.small)
         flags.append("padded" if contract.small == "pad" else "enlarged")
     places = positions(contract.crop, *plan.final)
+    frame = pixels if contract.crop.frame else None
+    if isinstance(pixels, DeviceFrame):
+        return Prepared(cast("Pixels", pixels.cut(places)), plan.final, tuple(flags), frame)
     crops = np.stack([pixels[y : y + CROP, x : x + CROP] for y, x in places])
-    return Prepared(crops, plan.final, tuple(flags), pixels if contract.crop.frame else None)
+    return Prepared(crops, plan.final, tuple(flags), frame)
 
 
 def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
@@ -195,7 +210,7 @@ def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
     cv2 = require("cv2", "cpu")
-    smaller: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    smaller: Pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
     return smaller
 
 

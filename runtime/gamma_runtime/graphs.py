@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from gamma_runtime import backends
-from gamma_runtime.backends.base import Floats, NonFiniteError
+from gamma_runtime.backends.base import Floats, NonFiniteError, Outputs
+from gamma_runtime.backends.tensorrt_ import TensorRtBackend
+from gamma_runtime.cuda.arrays import DeviceCrops, DeviceFrame
 from gamma_runtime.decode import Pixels
+from gamma_runtime.engines.run import open_engines
 from gamma_runtime.errors import GammaError, InputError, IntegrityError, without_frames
 
 if TYPE_CHECKING:
     from gamma_runtime.backends.base import Backend
     from gamma_runtime.bundle import Bundle
+    from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.manifest import GraphEntry
 
-__all__ = ["OpenGraph", "pick"]
+__all__ = ["OpenGraph", "open_graphs", "pick"]
+
+
+def open_graphs(
+    bundle: Bundle, scenes: Sequence[str], precision: str | None, backend: str, threads: int | None, use: EngineUse
+) -> list[OpenGraph]:
+    """Open what is needed to score the scenes; on failure nothing stays open.
+
+    Raises:
+        GammaError: as `pick`, `OpenGraph.open` and `gamma_runtime.engines.run.open_engines`.
+    """
+    graphs: list[OpenGraph] = []
+    with contextlib.ExitStack() as undo:
+        if backend in backends.ENGINES:
+            backends.choose(backend, precision or "")
+            for entry, compiled in open_engines(bundle, scenes, precision, backend, use):
+                undo.callback(compiled.close)
+                graphs.append(OpenGraph.checked(bundle, entry, compiled))
+        else:
+            for entry in pick(bundle, scenes, precision):
+                graphs.append(OpenGraph.open(bundle, entry, backend, threads))
+                undo.callback(graphs[-1].backend.close)
+        undo.pop_all()
+    return graphs
 
 
 def pick(bundle: Bundle, scenes: Sequence[str], precision: str | None) -> list[GraphEntry]:
@@ -66,6 +94,15 @@ class OpenGraph:
         """
         graph = bundle.graph_file(entry)
         compiled = backends.create(backends.choose(backend, entry.precision), graph, threads=threads)
+        return cls.checked(bundle, entry, compiled)
+
+    @classmethod
+    def checked(cls, bundle: Bundle, entry: GraphEntry, compiled: Backend) -> OpenGraph:
+        """Compare a compiled graph with what the manifest says; it is closed when it is another one.
+
+        Raises:
+            IntegrityError: it is not the one described.
+        """
         crop = bundle.contract().crop
         wanted = crop.crops
         least, _, most = entry.batch
@@ -95,7 +132,7 @@ class OpenGraph:
         if not self.crops_vary:
             return self._run_all(images, batch)
         most = self.entry.batch[2]  # one image alone has crops enough for a batch
-        found = iter(self._run_all([crop[None] for crops in images for crop in crops], most))
+        found = iter(self._run_all([crop for crops in images for crop in _one_by_one(crops)], most))
         return [_mean_of(list(itertools.islice(found, len(crops)))) for crops in images]
 
     def _run_all(self, images: Sequence[Pixels], batch: int) -> list[tuple[Floats, Floats] | GammaError]:
@@ -109,7 +146,7 @@ class OpenGraph:
     def _run_batch(self, images: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
         filled = images + [images[-1]] * (self.entry.batch[0] - len(images))
         try:
-            outputs = self.backend.infer(np.stack(filled))
+            outputs = self._infer(filled)
         except NonFiniteError as error:
             if len(images) == 1:
                 return [without_frames(error)]
@@ -117,6 +154,13 @@ class OpenGraph:
         score = outputs.score.reshape(len(filled), -1)
         crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)
         return [(score[i], crop_scores[i]) for i in range(len(images))]
+
+    def _infer(self, images: list[Pixels]) -> Outputs:
+        candidates: list[object] = list(images)
+        on_device = [one for one in candidates if isinstance(one, DeviceCrops | DeviceFrame)]
+        if len(on_device) == len(images) and isinstance(self.backend, TensorRtBackend):
+            return self.backend.infer_device(on_device)
+        return self.backend.infer(np.stack(images))
 
     def column(self, scene: str) -> int:
         """Where a scene's score lies in the last dimension.
@@ -129,6 +173,14 @@ class OpenGraph:
                 f"{self.entry.name}: does not score {scene!r}", hint=f"it has {', '.join(self.entry.scenes)}"
             )
         return self.entry.scenes.index(scene)
+
+
+def _one_by_one(crops: Pixels) -> list[Pixels]:
+    """Each crop of an image as an image of one crop; those on the device stay there."""
+    some: object = crops
+    if isinstance(some, DeviceCrops):
+        return [cast("Pixels", one) for one in some.split()]
+    return [crop[None] for crop in crops]
 
 
 def _mean_of(rows: list[tuple[Floats, Floats] | GammaError]) -> tuple[Floats, Floats] | GammaError:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, overload
 from gamma_runtime.bundle import Bundle, open_bundle
 from gamma_runtime.contract import FRAMES, SMALL
 from gamma_runtime.crops import Image, Prepared, prepare_scenes
+from gamma_runtime.engines.use import EngineUse
 from gamma_runtime.errors import GammaError, InputError, UsageError, without_frames
-from gamma_runtime.graphs import OpenGraph, pick
+from gamma_runtime.graphs import OpenGraph, open_graphs
 from gamma_runtime.prefetch import chunked, prefetched
 from gamma_runtime.score import Score, check_scale
 from gamma_runtime.threads import BUDGET, OPENCV
@@ -207,7 +208,7 @@ class Scorer:
         return self.panel.prepare(image)[self.scene]
 
     def score(self, image: Image) -> Score:
-        """Score one image: a path, encoded bytes, or a uint8 RGB array ``[H, W, 3]``.
+        """Score one image: a path, encoded bytes, or a uint8 RGB array ``[H, W, 3]``, on the host or on the GPU.
 
         Raises:
             InputError: the image cannot be used, or its score is not finite. EnvironmentFault: the backend failed.
@@ -294,30 +295,37 @@ def load(
     threads: int | None = None,
     scale: str = "checkpoint",
     strict: bool = False,
+    engine_dir: str | os.PathLike[str] | None = None,
+    engine: EngineUse | None = None,
 ) -> Scorer:
     """Open a bundle for one scene.
 
     Args:
         bundle: the folder, or an opened bundle.
         scene: the bundle's default scene when None.
-        backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of them that can run the graph (`backend_name`).
+        backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of these two that can run the graph
+            (`backend_name`); ``tensorrt`` or ``tensorrt-rtx``: an engine that gamma-build made for this GPU.
         precision: ``fp32``, ``fp16`` or ``bf16`` where the bundle has several; its first one when None.
         small: ``refuse`` images under 224 pixels, ``resize`` (enlarge and flag) them, or ``pad`` (mirror and flag).
         threads: CPU threads of one inference; one for each physical core that may be used when None.
         scale: ``checkpoint`` or ``0-100``.
         strict: refuse files with several pictures (animations, pages) instead of scoring the first one.
+        engine_dir: where the engines lie; in the bundle when None.
+        engine: more about engines, `gamma_runtime.engines.EngineUse`; the CPU backends ignore it.
 
     Raises:
         InputError: no such bundle, scene or precision. IntegrityError: a file of the bundle changed.
-        EnvironmentFault: the backend's library is missing. UsageError: an option with an unknown value.
+        EnvironmentFault: the backend's library is missing, or no engine fits. UsageError: an option's value is unknown.
 
     Example:
         >>> scorer = load("photo.gamma", scene="natural-quality", backend="openvino", threads=2)
         >>> scorer.score("photo.jpg").value
     """
-    return Scorer(
-        load_panel(bundle, () if scene is None else (scene,), backend, precision, small, threads, scale, strict)
-    )
+    use = engine or EngineUse()
+    if engine_dir is not None:
+        use = dataclasses.replace(use, engine_dir=Path(engine_dir))
+    scenes = () if scene is None else (scene,)
+    return Scorer(load_panel(bundle, scenes, backend, precision, small, threads, scale, strict, use))
 
 
 def load_panel(
@@ -329,6 +337,7 @@ def load_panel(
     threads: int | None = None,
     scale: str = "checkpoint",
     strict: bool = False,
+    engine: EngineUse | None = None,
 ) -> Panel:
     """Open a bundle for several scenes (the default one when empty); the other arguments are those of `load`.
 
@@ -336,21 +345,23 @@ def load_panel(
         GammaError: as `load`.
     """
     check_scale(scale)
+    use = engine or EngineUse()
+    use.check()
     if small not in SMALL:
         raise UsageError(f"small is one of {', '.join(SMALL)}, not {small!r}")
     rules = {"small": small, "frames": FRAMES[strict]}
     if isinstance(bundle, Bundle):
-        return _panel(bundle, scenes, backend, precision, rules, threads, scale)
+        return _panel(bundle, scenes, backend, precision, rules, threads, scale, use)
     opened = open_bundle(Path(bundle))
     for _ in range(_GENERATIONS):
         try:
-            return _panel(opened, scenes, backend, precision, rules, threads, scale)
+            return _panel(opened, scenes, backend, precision, rules, threads, scale, use)
         except GammaError:
             newer = open_bundle(opened.folder)
             if newer.sha256 == opened.sha256:
                 raise
             opened = newer  # exported anew, twice, since we read the manifest: its files are gone
-    return _panel(opened, scenes, backend, precision, rules, threads, scale)
+    return _panel(opened, scenes, backend, precision, rules, threads, scale, use)
 
 
 def _panel(
@@ -361,13 +372,12 @@ def _panel(
     rules: dict[str, str],
     threads: int | None,
     scale: str,
+    use: EngineUse,
 ) -> Panel:
     contract = dataclasses.replace(opened.contract(), small=rules["small"], frames=rules["frames"])
     wanted = tuple(dict.fromkeys(scenes)) or (opened.manifest.default_scene,)
-    graphs: list[OpenGraph] = []
+    graphs = open_graphs(opened, wanted, precision, backend, threads, use)
     try:
-        for entry in pick(opened, wanted, precision):
-            graphs.append(OpenGraph.open(opened, entry, backend, threads))
         return Panel(opened, contract, wanted, graphs, scale)
     except BaseException:
         for graph in graphs:

@@ -13,6 +13,7 @@ from gamma_runtime.scorer import Panel, load_panel
 
 if TYPE_CHECKING:
     from gamma_runtime.crops import Prepared
+    from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.manifest import Golden
 
 __all__ = ["GATES", "GoldenCheck", "golden_table", "selftest"]
@@ -64,6 +65,8 @@ def selftest(
     precision: str | None = None,
     threads: int | None = None,
     images: int | None = None,
+    scenes: Sequence[str] | None = None,
+    engine: EngineUse | None = None,
 ) -> list[GoldenCheck]:
     """Score the bundle's golden images in every scene on every backend.
 
@@ -74,6 +77,8 @@ def selftest(
         precision: of the graphs; the bundle's first when None.
         threads: CPU threads of one inference.
         images: how many of the golden images; all when None.
+        scenes: those to score; every scene that a golden image has a score for when None.
+        engine: for the backends that run engines.
 
     Raises:
         InputError: the bundle has no golden images. EnvironmentFault: no backend is installed.
@@ -87,10 +92,11 @@ def selftest(
         raise InputError(f"{bundle.folder}: no golden images in it", hint="re-run gamma-export")
     kind = precision or bundle.manifest.graphs[0].precision
     names = _backends.usable(kind, backends or ())
-    scenes = tuple(dict.fromkeys(scene for golden in bundle.manifest.golden for scene in golden.scores))
+    every = tuple(dict.fromkeys(scene for golden in bundle.manifest.golden for scene in golden.scores))
+    asked = tuple(scene for scene in every if scenes is None or scene in scenes)
     checks: list[GoldenCheck] = []
     for name in names:
-        with load_panel(bundle, scenes, name, precision=kind, threads=threads) as panel:
+        with load_panel(bundle, asked, name, precision=kind, threads=threads, engine=engine) as panel:
             for golden in bundle.manifest.golden[:images]:
                 checks += _check(panel, golden, kind, GATES[kind] if tolerance is None else tolerance)
     return checks
@@ -107,6 +113,7 @@ def _check(panel: Panel, golden: Golden, precision: str, tolerance: float) -> li
     return [
         _compare(golden, scene, panel.backend_name, precision, tolerance, prepared.get(scene), outcome)
         for scene in golden.scores
+        if scene in panel.scenes
     ]
 
 

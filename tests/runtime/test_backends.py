@@ -245,7 +245,7 @@ def test_auto_is_onnxruntime_but_for_bf16() -> None:
 def test_available_names_versions() -> None:
     found = backends.available()
     assert found["onnxruntime"] == onnxruntime.__version__
-    assert set(found) == set(NAMES)
+    assert set(found) == {*NAMES, "tensorrt", "tensorrt-rtx"}
 
 
 FRAMES: dict[str, tuple[str, Shape]] = {"frames": ("uint8", (None, 480, 640, 3))}

@@ -205,7 +205,7 @@ def test_flags_are_the_options() -> None:
     ).stdout
     for name in RunOptions.__dataclass_fields__:
         if name not in ("bundle", "paths"):
-            assert "--" + name.replace("_", "-") in help_text
+            assert f"--{name.replace('_', '-')}" in help_text
 
 
 def test_progress_only_where_someone_watches(bundle: str, photos: Path) -> None:

@@ -6,14 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gamma_runtime.cuda_probe import probe
+from gamma_runtime.engines.host import MODULES, installed_version
+from gamma_runtime.engines.options import Flavour
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
 
 if TYPE_CHECKING:
     from gamma_runtime.backends.base import Backend
 
-__all__ = ["NAMES", "available", "choose", "create", "installed", "usable"]
+__all__ = ["CPU", "ENGINES", "NAMES", "available", "choose", "create", "installed", "usable"]
 
-NAMES = ("onnxruntime", "openvino")
+CPU = ("onnxruntime", "openvino")
+ENGINES: tuple[Flavour, ...] = ("tensorrt", "tensorrt-rtx")  # run what gamma-build made; ``auto`` never means them
+NAMES = (*CPU, *ENGINES)
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu"), "openvino": ("openvino",)}
 
 
@@ -28,6 +34,10 @@ def installed(name: str) -> str | None:
 
     if name not in NAMES:
         raise UsageError(f"unknown backend {name!r}", hint=f"one of auto, {', '.join(NAMES)}")
+    for flavour in ENGINES:
+        if name == flavour:
+            found = importlib.util.find_spec(MODULES[flavour]) is not None  # JetPack's may come without metadata
+            return installed_version(flavour) or ("unknown version" if found else None)
     if importlib.util.find_spec(name) is None:
         return None
     for distribution in _DISTRIBUTIONS[name]:
@@ -43,9 +53,17 @@ def available() -> dict[str, str]:
 
     Example:
         >>> available()
-        {'onnxruntime': '1.31.1', 'openvino': "not installed: pip install 'gamma-edge[cpu]'"}
+        {'onnxruntime': '1.31.1', 'openvino': "not installed: pip install 'gamma-edge[cpu]'", …}
     """
-    return {name: installed(name) or "not installed: pip install 'gamma-edge[cpu]'" for name in NAMES}
+    found = {name: installed(name) or f"not installed: pip install '{_package(name)}'" for name in NAMES}
+    state = probe()
+    if not state.usable:
+        found |= {name: f"{found[name]}; cannot score here: {state.detail}" for name in ENGINES if installed(name)}
+    return found
+
+
+def _package(name: str) -> str:
+    return f"gamma-edge[{_EXTRAS.get(name, 'cpu')}]"
 
 
 def choose(name: str, precision: str) -> str:
@@ -67,10 +85,10 @@ def usable(precision: str, asked: Sequence[str] = ()) -> list[str]:
     named = [name for name in dict.fromkeys(asked) if name != "auto"]
     for name in named:
         if installed(name) is None:
-            raise EnvironmentFault(f"{name} is not installed", hint="pip install 'gamma-edge[cpu]'")
+            raise EnvironmentFault(f"{name} is not installed", hint=f"pip install '{_package(name)}'")
         if not _has_kernels(name, precision):
             raise InputError(f"{name} has no CPU kernels for {precision}", hint="use --backend openvino")
-    found = named or [name for name in NAMES if installed(name) and _has_kernels(name, precision)]
+    found = named or [name for name in CPU if installed(name) and _has_kernels(name, precision)]
     if not found:
         raise EnvironmentFault(f"no backend for a {precision} graph is installed", hint="pip install 'gamma-edge[cpu]'")
     return found
@@ -106,4 +124,8 @@ def create(name: str, onnx: Path, *, threads: int | None = None) -> Backend:
         from gamma_runtime.backends.openvino_ import OpenVinoBackend
 
         return OpenVinoBackend(onnx, threads)
+    if name in ENGINES:
+        raise UsageError(
+            f"{name} runs engines, not ONNX graphs", hint="gamma_runtime.load(bundle, backend=…) finds one"
+        )
     raise UsageError(f"unknown backend {name!r}", hint=f"one of {', '.join(NAMES)}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -101,7 +103,7 @@ class Backend(abc.ABC):
     """One compiled graph. Calls from several threads wait for each other, and calls of several graphs for processors.
 
     Attributes:
-        name: ``onnxruntime``, ``openvino``.
+        name: ``onnxruntime``, ``openvino``, ``tensorrt``, ``tensorrt-rtx``.
         version: of the library.
         io: the graph's shapes.
         threads: CPU threads that an inference keeps busy (`gamma_runtime.threads.BUDGET`); 0 where a GPU does the work.
@@ -137,27 +139,15 @@ class Backend(abc.ABC):
         """
         self._check(crops)
         contiguous = np.ascontiguousarray(crops)
-        if os.getpid() != self._owner:  # the library's threads are not here: it would wait for them for ever
-            raise UsageError(
-                f"{self.graph}: opened in process {self._owner}, used in its forked child {os.getpid()}",
-                hint="call gamma_runtime.load in every process, or start them with multiprocessing's 'spawn'",
-            )
-        with self._lock, BUDGET.hold(self.threads):
-            if not self._open:
-                raise UsageError(f"{self.graph}: this backend is closed")
-            start = time.perf_counter()
-            outputs = self._infer(contiguous)
-            self.last_ms = (time.perf_counter() - start) * 1e3
-        self._check_outputs(outputs, len(crops))
-        return outputs
+        return self._timed(lambda: self._infer(contiguous), len(crops))
 
     def close(self) -> None:
         """Free the compiled graph; calling it twice is fine, and in a forked child nothing happens."""
         if os.getpid() != self._owner:
             return
         with self._lock:
-            if self._open:
-                self._open = False
+            was_open, self._open = self._open, False
+            if was_open:
                 self._close()
 
     def __enter__(self) -> Self:
@@ -165,6 +155,31 @@ class Backend(abc.ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _timed(self, work: Callable[[], Outputs], images: int) -> Outputs:
+        """Do the work while the backend is open, time it, and check what comes out."""
+        if os.getpid() != self._owner:  # the library's threads are not here: it would wait for them for ever
+            raise UsageError(
+                f"{self.graph}: opened in process {self._owner}, used in its forked child {os.getpid()}",
+                hint="call gamma_runtime.load in every process, or start them with multiprocessing's 'spawn'",
+            )
+        with self._entered():
+            start = time.perf_counter()
+            outputs = work()
+            self.last_ms = (time.perf_counter() - start) * 1e3
+        self._check_outputs(outputs, images)
+        return outputs
+
+    @contextlib.contextmanager
+    def _entered(self) -> Iterator[None]:
+        """One call at a time, and none after `close`."""
+        with self._lock, BUDGET.hold(self.threads):
+            self._require_open()
+            yield
+
+    def _require_open(self) -> None:
+        if not self._open:
+            raise UsageError(f"{self.graph}: this backend is closed")
 
     @abc.abstractmethod
     def _infer(self, crops: NDArray[np.uint8]) -> Outputs:

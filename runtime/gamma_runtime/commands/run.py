@@ -35,7 +35,7 @@ class RunOptions(CommonOptions):
     scene: tuple[str, ...] = option(
         (), "scene, several with commas or repeated; default: the bundle's own", repeat=True
     )
-    backend: str = option("auto", "auto, onnxruntime or openvino")
+    backend: str = option("auto", "auto (onnxruntime or openvino), onnxruntime, openvino, tensorrt or tensorrt-rtx")
     precision: str | None = option(None, "fp32, fp16 or bf16, where the bundle has several")
     batch: int = option(8, "images inferred together, within the graph's range")
     threads: int | None = option(None, "CPU threads of one inference; default: one a physical core")
@@ -45,6 +45,10 @@ class RunOptions(CommonOptions):
     small: str = option("refuse", "images under 224 pixels: refuse, resize (enlarge, flagged) or pad (mirror, flagged)")
     scale: str = option("checkpoint", "checkpoint (its own score levels) or 0-100")
     strict: bool = option(False, "refuse files with several pictures instead of scoring the first")
+    engine_dir: Path | None = option(None, "where the engines lie; default: in the bundle")
+    rebuild_ok: bool = option(False, "build an engine when none fits, and use it once it scores the golden images")
+    infer_timeout: float = option(60.0, "seconds after which an inference on the GPU counts as hung")
+    halve_on_oom: bool = option(False, "when the GPU has too little memory for a batch, try its two halves")
     csv: bool = option(False, "comma-separated values on stdout")
 
 
@@ -82,6 +86,7 @@ def _folder(folder: str) -> Iterator[tuple[str, InputError | None]]:
 
 def run(options: RunOptions) -> int:
     """Score images with an exported bundle: a table, --json (one object a line) or --csv on stdout."""
+    from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.scorer import load_panel
 
     if options.json and options.csv:
@@ -90,7 +95,13 @@ def run(options: RunOptions) -> int:
         raise UsageError("no images given", hint="gamma-run BUNDLE PATH…, a file, a folder or a glob")
     scenes = tuple(name for given in options.scene for name in given.split(",") if name)
     o = options
-    with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale, o.strict) as panel:
+    use = EngineUse(
+        engine_dir=o.engine_dir,
+        rebuild_ok=o.rebuild_ok,
+        infer_timeout=o.infer_timeout,
+        halve_on_oom=o.halve_on_oom,
+    )
+    with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale, o.strict, use) as panel:
         if not o.quiet:
             _announce(panel)
         failed, total, code = _write(panel, o)

@@ -9,11 +9,13 @@ from gamma_runtime.engines.host import Device, this_device
 from gamma_runtime.engines.load import LoadedEngine, fitting_engine, load_engine, why_not, why_stale
 from gamma_runtime.engines.options import BuildProgress, EngineOptions, parse_capabilities
 from gamma_runtime.engines.store import read_plan
+from gamma_runtime.engines.use import EngineUse
 
 __all__ = [
     "BuildProgress",
     "Device",
     "EngineOptions",
+    "EngineUse",
     "LoadedEngine",
     "build_engines",
     "fitting_engine",

@@ -15,6 +15,7 @@ from gamma_runtime.errors import EnvironmentFault
 __all__ = [
     "BUILD_INSTEAD",
     "DISTRIBUTIONS",
+    "MODULES",
     "Device",
     "host_os",
     "import_flavour",
@@ -25,7 +26,7 @@ __all__ = [
     "this_device",
 ]
 
-_MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "rtx"}
 BUILD_INSTEAD = "or compile without a GPU: gamma-build BUNDLE --engine tensorrt-rtx"
 # The wheels are called after the CUDA they need; JetPack's own package is plain `tensorrt`.
@@ -85,7 +86,7 @@ def import_flavour(flavour: Flavour) -> Any:
     Raises:
         EnvironmentFault: not installed, or installed and broken (native libraries missing or of another version).
     """
-    module, label = _MODULES[flavour], LABELS[flavour]
+    module, label = MODULES[flavour], LABELS[flavour]
     install = f"pip install 'gamma-edge[{_EXTRAS[flavour]}]'"
     if flavour == "tensorrt-rtx" and platform.machine() not in ("x86_64", "AMD64"):
         install = f"TensorRT-RTX exists for x86-64 only, this is {platform.machine()}: use --engine tensorrt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from gamma_runtime.errors import EnvironmentFault
 if TYPE_CHECKING:
     from gamma_runtime.manifest import EngineEntry
 
-__all__ = ["LoadedEngine", "deserialize", "fitting_engine", "load_engine", "why_not", "why_stale"]
+__all__ = ["LoadedEngine", "deserialize", "fitting_engine", "load_engine", "logged", "why_not", "why_stale"]
 
 _CPU = "or score on the CPU: gamma-run BUNDLE PHOTO --backend onnxruntime"
 _MAX_LINES = 8
+_KEPT_LINES = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +77,11 @@ def fitting_engine(
     *,
     scene: str | None = None,
     precision: str | None = None,
+    others: Sequence[str] = (),
 ) -> EngineEntry:
     """The engine for this device: of the scene's own graph before the joint one, then the newest.
+
+    With ``others`` the one that scores most of these scenes comes first: one pass instead of several.
 
     Args:
         bundle: the bundle whose graphs it must come from.
@@ -85,6 +90,7 @@ def fitting_engine(
         device: where it is to run, from `gamma_runtime.engines.host.this_device`.
         scene: must be among the engine's scenes; the bundle's default scene when None.
         precision: any when None.
+        others: scenes that will be scored together with it.
 
     Raises:
         EnvironmentFault: none fits; the message says why not for each. IntegrityError: engines.json is broken.
@@ -99,6 +105,8 @@ def fitting_engine(
     reasons = {entry.file: why_stale(bundle, entry) or why_not(entry, device) for entry in wanted}
     fitting = [entry for entry in wanted if reasons[entry.file] is None]
     if fitting:
+        together = max(len(set(others) & set(entry.scenes)) for entry in fitting)
+        fitting = [entry for entry in fitting if len(set(others) & set(entry.scenes)) == together]
         fewest = min(len(entry.scenes) for entry in fitting)
         return max((entry for entry in fitting if len(entry.scenes) == fewest), key=lambda entry: entry.created)
     what = f"{LABELS[flavour]} engine for scene {scene}{f' in {precision}' if precision else ''}"
@@ -145,12 +153,16 @@ def deserialize(trt: Any, content: bytes, name: str) -> LoadedEngine:
         logger.lines.append(str(error))
         engine = None
     if engine is None:
-        lines = "\n  ".join(logger.lines[-_MAX_LINES:]) or "TensorRT logged no reason"
         raise EnvironmentFault(
-            f"{name}: {trt.__name__} {trt.__version__} does not load this engine:\n  {lines}",
+            f"{name}: {trt.__name__} {trt.__version__} does not load this engine:\n  {logged(logger)}",
             hint="run gamma-doctor on the bundle; gamma-build makes the engine again on this device",
         )
     return LoadedEngine(engine, runtime, logger)
+
+
+def logged(logger: Any) -> str:
+    """The last warnings and errors that TensorRT logged, one a line."""
+    return "\n  ".join(logger.lines[-_MAX_LINES:]) or "TensorRT logged no reason"
 
 
 def _logger(trt: Any) -> Any:
@@ -164,5 +176,6 @@ def _logger(trt: Any) -> Any:
         def log(self, severity: Any, text: str) -> None:
             if severity in (trt.Logger.INTERNAL_ERROR, trt.Logger.ERROR, trt.Logger.WARNING):
                 self.lines.append(text.strip())
+                del self.lines[:-_KEPT_LINES]  # a server that runs for months
 
     return Logger()
