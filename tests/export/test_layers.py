@@ -306,6 +306,17 @@ def test_command_reports_everything_and_changes_nothing(tmp_path: Path, capsys: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_command_looks_into_a_bundle_for_camera_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from gamma_export.exporter import export
+
+    bundle = tmp_path / "frames.gamma"
+    export(tiny_export.checkpoint(), bundle, tiny_export.options(crops="frame320x240:five", scene=("face-quality",)))
+    capsys.readouterr()
+    assert verify(bundle, "--json", "--crops-count", "2") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["crops"], said["first_out_of_line"]) == (10, None)  # two whole frames
+
+
 def test_command_names_the_stage_of_a_broken_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = tiny_export.copy(tmp_path / "b.gamma")
     name = tiny_export.graph(bundle, "joint")["onnx"]
