@@ -29,6 +29,7 @@ __all__ = [
     "compare",
     "graph_scores",
     "measure",
+    "measure_open",
     "photos_in",
     "reference",
     "share_for",
@@ -278,19 +279,29 @@ def measure(
         EnvironmentFault: the backend is not usable. InputError: it refuses the graph.
     """
     from gamma_runtime import backends
+
+    with backends.create(backend_name, path, threads=threads) as backend:
+        return measure_open(entry, backend, wanted, gate, steps)
+
+
+def measure_open(entry: GraphEntry, backend: Backend, wanted: Reference, gate: float, steps: Steps) -> list[Parity]:
+    """Like `measure`, of a graph or engine that is open already.
+
+    Raises:
+        EnvironmentFault: the library failed. InputError: a non-finite score.
+    """
+    from gamma_runtime.backends import ENGINES
     from gamma_runtime.manifest import Parity
 
-    label = f"{entry.name} {entry.precision}{' attention op' if entry.attention == 'op' else ''} on {backend_name}"
-    with backends.create(backend_name, path, threads=threads) as backend:
-        sizes = sorted({entry.batch[0], entry.batch[2]})
-        parts = zip(sizes, np.array_split(wanted.subjects.inputs, len(sizes)), strict=True)
-        found = np.concatenate(
-            [
-                graph_scores(backend, n, part, steps, f"{label}, {len(part)} {backend.io.input}, batch {n}")
-                for n, part in parts
-            ]
-        )
-        version = backend.version
+    label = f"{entry.name} {entry.precision}{' attention op' if entry.attention == 'op' else ''} on {backend.name}"
+    sizes = sorted({entry.batch[0], entry.batch[2]})
+    parts = zip(sizes, np.array_split(wanted.subjects.inputs, len(sizes)), strict=True)
+    found = np.concatenate(
+        [
+            graph_scores(backend, n, part, steps, f"{label}, {len(part)} {backend.io.input}, batch {n}")
+            for n, part in parts
+        ]
+    )
     rows = []
     for index, scene in enumerate(entry.scenes):
         difference = compare(wanted.column(scene), found[:, index])
@@ -300,12 +311,12 @@ def measure(
                 graph=entry.name,
                 scene=scene,
                 precision=entry.precision,
-                backend=backend_name,
-                backend_version=version,
+                backend=backend.name,
+                backend_version=backend.version,
                 crops=len(found),
                 gate_max=gate,
                 passed=passed,
-                note=_note(entry.precision),
+                note=None if backend.name in ENGINES else _note(entry.precision),
                 **dataclasses.asdict(difference),
             )
         )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gamma_export.parity import measure, photos_in, reference, share_for, verification_subjects
+from gamma_export.parity import measure, measure_open, photos_in, reference, share_for, verification_subjects
 from gamma_export.steps import Steps
 from gamma_runtime.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
     from gamma_export.parity import Reference
     from gamma_runtime.bundle import Bundle
+    from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.manifest import Parity
     from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
@@ -43,6 +45,7 @@ def verify(
     gate: float | None = None,
     threads: int | None = None,
     steps: Steps | None = None,
+    engine: EngineUse | None = None,
 ) -> VerifyReport:
     """Check every file, run the golden self-test, and with a checkpoint measure parity on real photos.
 
@@ -54,6 +57,7 @@ def verify(
         gate: largest |difference| in score units instead of each precision's default.
         threads: CPU threads of an inference.
         steps: progress; silent when None.
+        engine: for the backends ``tensorrt`` and ``tensorrt-rtx``, which verify the engines that fit this GPU.
 
     Raises:
         IntegrityError: a file of the bundle changed, or the checkpoint is another one.
@@ -74,7 +78,7 @@ def verify(
     golden: list[GoldenCheck] = []
     with steps.step("golden images"):
         for precision, limit in limits.items():
-            golden += selftest(bundle, names[precision], limit, precision, threads)
+            golden += selftest(bundle, names[precision], limit, precision, threads, engine=engine)
     parity: list[Parity] = []
     if against:
         wanted = _reference(bundle, against, photos, threads, steps)
@@ -82,8 +86,37 @@ def verify(
             share = share_for(entry, bundle.manifest.graphs, wanted)
             path = bundle.graph_file(entry)
             for name in names[entry.precision]:
-                parity += measure(entry, path, name, share, limits[entry.precision], steps, threads)
+                if name not in backends.ENGINES:
+                    parity += measure(entry, path, name, share, limits[entry.precision], steps, threads)
+        for precision, limit in limits.items():
+            for name in names[precision]:
+                if name in backends.ENGINES:
+                    parity += _of_engines(bundle, precision, name, wanted, limit, steps, engine)
     return VerifyReport(tuple(golden), tuple(parity))
+
+
+def _of_engines(
+    bundle: Bundle,
+    precision: str,
+    name: str,
+    wanted: Reference,
+    limit: float,
+    steps: Steps,
+    engine: EngineUse | None,
+) -> list[Parity]:
+    """Parity of the engines that score this bundle's scenes here; each is measured on all crops."""
+    from gamma_runtime.engines.run import open_engines
+    from gamma_runtime.engines.use import EngineUse
+
+    scenes = [scene.name for scene in bundle.manifest.scenes]
+    parity: list[Parity] = []
+    with contextlib.ExitStack() as stack:
+        opened = open_engines(bundle, scenes, precision, name, engine or EngineUse())
+        for _, backend in opened:
+            stack.callback(backend.close)
+        for entry, backend in opened:
+            parity += measure_open(entry, backend, wanted, limit, steps)
+    return parity
 
 
 def gates(bundle: Bundle, gate: float | None) -> dict[str, float]:

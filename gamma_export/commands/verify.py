@@ -25,7 +25,10 @@ class VerifyOptions(CommonOptions):
     against: Path | None = option(
         None, "the checkpoint it was exported from (or: demo); golden images only when left out"
     )
-    backend: tuple[str, ...] = option((), "onnxruntime, openvino; all that are installed when left out", repeat=True)
+    backend: tuple[str, ...] = option(
+        (), "onnxruntime, openvino, tensorrt, tensorrt-rtx; both of the first two when left out", repeat=True
+    )
+    engine_dir: Path | None = option(None, "where the engines lie; default: in the bundle")
     photos: Path | None = option(None, "folder of photos; the 16 packaged ones when left out")
     gate: float | None = option(None, "largest allowed |score difference| instead of the precision's own")
     threads: int | None = option(None, "CPU threads of an inference")
@@ -52,6 +55,7 @@ def verify_command(options: VerifyOptions) -> int:
     from gamma_export.steps import Steps
     from gamma_export.verify import verify
     from gamma_runtime.bundle import open_bundle
+    from gamma_runtime.engines.use import EngineUse
 
     bundle = open_bundle(options.bundle)
     if options.layers:
@@ -64,6 +68,7 @@ def verify_command(options: VerifyOptions) -> int:
         gate=options.gate,
         threads=options.threads,
         steps=Steps(options.quiet),
+        engine=EngineUse(engine_dir=options.engine_dir),
     )
     out(json.dumps(_as_json(report, bundle.sha256)) if options.json else _as_text(report))
     if bundle.manifest.checkpoint.label:

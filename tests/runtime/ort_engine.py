@@ -131,7 +131,7 @@ class Context:
     def infer_shapes(self) -> list[str]:
         if self.engine.refused("infer_shapes"):
             raise RuntimeError("shape inference failed")
-        return [] if self.shape else ["crops"]
+        return [] if self.shape else [next(n for n, (_, m) in self.engine.tensors.items() if m is TensorIOMode.INPUT)]
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return (self.shape[0], *self.engine.get_tensor_shape(name)[1:])
