@@ -33,6 +33,7 @@ def child(work: Callable[[], None], report: int) -> int:
     from gamma_runtime.errors import GammaError
 
     signal.signal(signal.SIGTERM, cli._terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     try:
         work()
     except GammaError as error:

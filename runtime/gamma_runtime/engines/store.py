@@ -81,7 +81,7 @@ def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout
                 sync_directory(folder)
                 engines = old.model_copy(update={"engines": [*kept, *(entry for _, _, entry in made)]})
                 write_atomically(folder / ENGINES, (engines.model_dump_json(indent=2) + "\n").encode())
-            except (OSError, OutputError):
+            except BaseException:  # a signal too
                 # engines.json may be the new one already: its folder could not be synced.
                 for name in {name for _, _, new in made for name in (new.file, new.log)} - _names(read_engines(folder)):
                     (folder / name).unlink(missing_ok=True)
