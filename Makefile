@@ -2,12 +2,13 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-long gpu-check lint format clean venv help
+.PHONY: demo test test-long fuzz gpu-check lint format clean venv help
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := cpu,export,rtx,dev
+EXTRAS := cpu,export,rtx,dev,fuzz
 PYTHONS := python3.11 python3.12 python3.10 python3
+FUZZ_SECONDS := 300
 DEMO := build/demo.gamma
 PHOTOS := gamma_export/data/photos
 # NVIDIA publishes TensorRT-RTX for x86-64 only; elsewhere the demo goes without an engine.
@@ -25,6 +26,14 @@ test: lint ## linters, types and all tests but those marked gpu or long
 
 test-long: $(STAMP) ## the tests marked long
 	$(BIN)/python -m pytest -m long --durations=15
+
+fuzz: $(STAMP) ## fuzz every intake for FUZZ_SECONDS (300) each; findings in build/fuzz
+	@mkdir -p build; for target in $$($(BIN)/python -c 'from tests.fuzz.harness import NAMES; print(*NAMES)'); do \
+	  echo "fuzzing $$target for $(FUZZ_SECONDS) s"; \
+	  $(BIN)/python -m tests.fuzz.run $$target -max_total_time=$(FUZZ_SECONDS) 2> build/fuzz-$$target.log \
+	    || { tail -n 30 build/fuzz-$$target.log >&2; exit 1; }; \
+	  grep -E 'number_of_executed_units|peak_rss_mb' build/fuzz-$$target.log; \
+	done
 
 gpu-check: $(STAMP) ## the tests marked gpu; results in build/gpu-check
 	$(BIN)/python tests/gpu_check.py build/gpu-check

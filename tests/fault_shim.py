@@ -1,7 +1,8 @@
 """Faults at the n-th call: a library between Python and the C library that fails or kills, as SQLite tests its disk.
 
-A process started with `environment` counts the calls that change something under one folder, and at the armed one
-returns an error, or sends itself a signal. Nothing of ours is replaced: the code under test runs whole.
+A process started with `environment`, and all that it starts, count the calls that change something under one folder;
+at the armed one the call returns an error, or the process that armed it gets a signal. Nothing of ours is replaced: the
+code under test runs whole.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -29,17 +31,25 @@ _SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
-static volatile long armed_at = -1, counted;
-static volatile int action, mask;
-static char events[1 << 16];
+/* In a file that the process and its children map: a build writes from a child of its own. */
+static struct state { volatile long armed_at, counted; volatile int action, mask, pid; char events[1 << 16]; } *s;
+
+static __attribute__((constructor)) void share(void) {
+    const char *path = getenv("GAMMA_FAULT_STATE");
+    int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+    void *made = fd < 0 ? MAP_FAILED : mmap(0, sizeof *s, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (fd >= 0) close(fd);
+    if (made != MAP_FAILED) s = made;
+}
 
 void gamma_fault_arm(long at, int what, int which) {
-    counted = 0; action = what; mask = which; events[0] = 0; armed_at = at; }
-long gamma_fault_count(void) { return counted; }
-const char *gamma_fault_events(void) { return events; }
+    s->counted = 0; s->action = what; s->mask = which; s->pid = getpid(); s->events[0] = 0; s->armed_at = at; }
+long gamma_fault_count(void) { return s->counted; }
+const char *gamma_fault_events(void) { return s->events; }
 
 static int inside(const char *path) {
     const char *under = getenv("GAMMA_FAULT_UNDER");
@@ -57,18 +67,18 @@ static int inside_fd(int fd) {
 
 /* 1 when the call must fail now. */
 static int fault(const char *name, int kind, const char *path, int fd) {
-    if (armed_at < 0 || !(mask & kind) || !(path ? inside(path) : inside_fd(fd))) return 0;
+    if (!s || s->armed_at < 0 || !(s->mask & kind) || !(path ? inside(path) : inside_fd(fd))) return 0;
     char shown[PATH_MAX] = "", link[64];
     if (path) snprintf(shown, sizeof shown, "%s", path);
     else {
         snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
         if (readlink(link, shown, sizeof shown - 1) < 0) shown[0] = 0;
     }
-    size_t used = strlen(events);
-    snprintf(events + used, sizeof events - used, "%s %s\n", name, shown);
-    long here = counted++;
-    if (action == -2 ? here < armed_at : here != armed_at) return 0;
-    if (action > 0) { kill(getpid(), action); return 0; }
+    size_t used = strlen(s->events);
+    snprintf(s->events + used, sizeof s->events - used, "%s %s\n", name, shown);
+    long here = s->counted++;
+    if (s->action == -2 ? here < s->armed_at : here != s->armed_at) return 0;
+    if (s->action > 0) { kill(s->pid, s->action); return 0; }
     errno = strcmp(name, "fsync") ? ENOSPC : EIO;
     return 1;
 }
@@ -104,7 +114,10 @@ def _library() -> Path:
 
 def environment(under: Path) -> dict[str, str]:
     """For a process in which calls that concern paths under this folder can fail."""
-    return {**os.environ, "LD_PRELOAD": str(_library()), "GAMMA_FAULT_UNDER": str(under), "OMP_NUM_THREADS": "1"}
+    state = _library().with_name("state")
+    state.write_bytes(struct.pack("q", -1).ljust(1 << 17, b"\0"))
+    shim = {"LD_PRELOAD": str(_library()), "GAMMA_FAULT_UNDER": str(under), "GAMMA_FAULT_STATE": str(state)}
+    return {**os.environ, **shim, "OMP_NUM_THREADS": "1"}
 
 
 class Shim:

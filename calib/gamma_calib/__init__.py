@@ -1,1 +1,1 @@
-"""gamma_calib: images in, INT8 ranges out. Empty until the INT8 issue; the name is reserved in the wheel."""
+"""gamma_calib: images in, INT8 ranges out. So far the record of a calibration; the calibrators come with INT8."""

@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from gamma_runtime.contract import Contract
     from gamma_runtime.manifest import Engines, FileEntry, GraphEntry, Manifest
 
-__all__ = ["ENGINES", "MANIFEST", "Bundle", "open_bundle", "parse_manifest", "read_engines", "seal"]
+__all__ = [
+    "ENGINES",
+    "MANIFEST",
+    "Bundle",
+    "open_bundle",
+    "open_plain",
+    "parse_json",
+    "parse_manifest",
+    "read_engines",
+    "seal",
+]
 
 MANIFEST = "manifest.json"
 ENGINES = "engines.json"
@@ -121,7 +131,7 @@ class Bundle:
 
 
 @contextlib.contextmanager
-def _open_plain(path: Path) -> Iterator[BinaryIO]:
+def open_plain(path: Path) -> Iterator[BinaryIO]:
     """Open a file that is nothing but a file: links could change under us, pipes and devices never end.
 
     Raises:
@@ -157,7 +167,7 @@ def check_file(folder: Path, entry: FileEntry) -> Path:
     """
     path = folder / entry.name
     digest = hashlib.sha256()
-    with _open_plain(path) as stream:
+    with open_plain(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         if size != entry.size:
             raise IntegrityError(f"{path}: {size} bytes, the manifest says {entry.size}", hint=_RESTORE)
@@ -177,18 +187,27 @@ def read_json(path: Path) -> tuple[dict[str, Any], bytes]:
     Raises:
         IntegrityError: missing, a link, too large, not JSON, NaN or infinity, nested too deep, or duplicate keys.
     """
-    with _open_plain(path) as stream:
+    with open_plain(path) as stream:
         content = stream.read(_MAX_JSON + 1)
     if len(content) > _MAX_JSON:
         raise IntegrityError(f"{path}: larger than {_MAX_JSON} bytes", hint=_RESTORE)
+    return parse_json(path, content), content
+
+
+def parse_json(path: Path, content: bytes, hint: str = _RESTORE) -> dict[str, Any]:
+    """A JSON object in bytes that were read from ``path``; ``hint`` says what to do when it is none.
+
+    Raises:
+        IntegrityError: not JSON, NaN or infinity, nested too deep, or duplicate keys.
+    """
     try:
         data = json.loads(content, object_pairs_hook=_unique, parse_constant=_number, parse_float=_number)
         _check_depth(data)
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{path}: cannot be read ({_words(error)})", hint=_RESTORE) from error
+        raise IntegrityError(f"{path}: cannot be read ({_words(error)})", hint=hint) from error
     if not isinstance(data, dict):
-        raise IntegrityError(f"{path}: not a JSON object", hint=_RESTORE)
-    return data, content
+        raise IntegrityError(f"{path}: not a JSON object", hint=hint)
+    return data
 
 
 def _words(error: object) -> str:

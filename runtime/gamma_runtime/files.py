@@ -19,6 +19,7 @@ __all__ = [
     "TEMPORARY_PREFIX",
     "check_path",
     "hash_file",
+    "lock_file",
     "locked",
     "sweep_temporaries",
     "sync_directory",
@@ -116,13 +117,26 @@ def locked(folder: Path, timeout: float) -> Iterator[None]:
     Raises:
         OutputError: another process holds the lock for longer than ``timeout`` seconds, or there can be no lock.
     """
+    with lock_file(folder / LOCK, timeout, f"{folder}: another process is writing there"):
+        yield
+
+
+@contextlib.contextmanager
+def lock_file(path: Path, timeout: float, busy: str) -> Iterator[None]:
+    """Hold the lock that a file stands for; the file stays, the lock ends with the process at the latest.
+
+    Args:
+        path: made when it does not exist.
+        timeout: seconds to wait for who holds it.
+        busy: the error's words when that was not enough.
+
+    Raises:
+        OutputError: it was not, or there can be no lock.
+    """
     deadline = time.monotonic() + timeout
-    while (lock := _try_lock(folder / LOCK)) is None:
+    while (lock := _try_lock(path)) is None:
         if time.monotonic() >= deadline:
-            raise OutputError(
-                f"{folder}: another process is writing there (waited {timeout:g} s)",
-                hint="wait for it, or raise --lock-timeout",
-            )
+            raise OutputError(f"{busy} (waited {timeout:g} s)", hint="wait for it, or raise --lock-timeout")
         time.sleep(0.1)
     try:
         yield

@@ -1,7 +1,7 @@
-"""Run by test_export_faults.py under tests/fault_shim.py: one publication or export after the other, each with a fault.
+"""Run by fault_sweep.py under tests/fault_shim.py: a piece of work again and again, disturbed each time.
 
-The argument is a JSON list of plans: what (publish, export, or careless: the negative control), out, old and new
-(published bundles), action, mask and the calls to fault. Prints for each a JSON list with one object a fault: what
+The argument is a JSON list of plans: what (see fault_subjects.py), out, old (a folder to begin with, or nothing), new
+(a published bundle), action, mask and the calls to fault. Prints for each a JSON list with one object a fault: what
 happened, what the folder held then, and after the next undisturbed run.
 """
 
@@ -19,44 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.fault_shim import CHANGES, REMOVALS, Shim
-from tests.tiny_export import publish_again, snapshot, whole
+from tests.hostile.fault_subjects import NOTHING, Subject
+from tests.hostile.fault_subjects import subject as make_subject
+from tests.tiny_export import snapshot
 
 NEVER = 1 << 40
 SHIM = Shim()
-
-
-def careless(out: Path, new: Path) -> None:
-    """What most writers do: the negative control."""
-    out.mkdir(exist_ok=True)
-    for path in sorted(new.iterdir()):
-        (out / path.name).write_bytes(path.read_bytes())
-
-
-def exporter(checkpoint: str, photos: str) -> Callable[[Path, Path], None]:
-    """The whole export. Libraries are imported here, before the forks; none of them has started a thread then."""
-    import cv2
-    import onnx.checker
-    import onnxruntime
-    import scipy.stats
-    import torch
-
-    from gamma_export import golden, lint, parity, vision
-    from gamma_export.exporter import ExportOptions, export
-    from gamma_runtime import manifest, selftest
-    from gamma_training import checkpoint as intake
-    from gamma_training import tokens
-    from tests.tiny_export import SCENES
-
-    used = (cv2, onnx, onnxruntime, scipy, golden, lint, parity, vision, manifest, selftest, intake, tokens)
-    assert all(module.__name__ in sys.modules for module in used)
-    torch.set_num_threads(1)
-    intake.build_model(intake.read_checkpoint(checkpoint))  # torch imports more at the first module, a second in all
-    options = ExportOptions(crops="centre", photos=Path(photos), scene=SCENES, threads=1)
-
-    def run(out: Path, _: Path) -> None:
-        export(checkpoint, out, options)
-
-    return run
 
 
 def child(work: Callable[[], None], report: int) -> int:
@@ -65,6 +33,7 @@ def child(work: Callable[[], None], report: int) -> int:
     from gamma_runtime.errors import GammaError
 
     signal.signal(signal.SIGTERM, cli._terminate)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
     try:
         work()
     except GammaError as error:
@@ -96,19 +65,18 @@ def forked(work: Callable[[], None]) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), message
 
 
-def state(out: Path, before: dict[str, bytes | None] | None) -> dict[str, Any]:
-    """What the folder holds: untouched or not, which whole bundle, and what else."""
+def state(subject: Subject, out: Path, before: dict[str, bytes | None] | None) -> dict[str, Any]:
+    """What the folder holds: untouched or not, which whole thing, and what else."""
     from gamma_runtime.errors import GammaError
 
     if not out.exists():
-        return {"untouched": before is None, "checkpoint": None, "left": []}
+        return {"untouched": before is None, "held": NOTHING, "left": []}
     try:
-        whole(out)
-        checkpoint = json.loads((out / "manifest.json").read_bytes())["checkpoint"]["file"]
+        held = subject.held(out)
     except GammaError as error:
-        checkpoint = f"broken: {error.message}"
+        held = f"broken: {error.message}"
     left = [name for name in os.listdir(out) if name.startswith(".gamma-tmp-")]
-    return {"untouched": snapshot(out) == before, "checkpoint": checkpoint, "left": left}
+    return {"untouched": snapshot(out) == before, "held": held, "left": left}
 
 
 def age(folder: Path) -> None:
@@ -140,48 +108,56 @@ def fault(plan: dict[str, Any], at: int) -> None:
         SHIM.arm(at, plan["action"], plan["mask"])
 
 
-def listed(bundle: Path) -> list[str]:
-    return [entry["name"] for entry in json.loads((bundle / "manifest.json").read_bytes())["files"]]
-
-
-def sweep(plan: dict[str, Any], work: Callable[[Path, Path], None]) -> Iterator[dict[str, Any]]:
+def sweep(plan: dict[str, Any], subject: Subject) -> Iterator[dict[str, Any]]:
     """A record for each fault of a plan."""
-    out, new = Path(plan["out"]), Path(plan["new"])
+    out = Path(plan["out"])
     old = Path(plan["old"]) if plan["old"] else None
 
     def counting() -> None:
         SHIM.arm(NEVER, 0, plan["mask"])
-        work(out, new)
+        subject.work(out)
         raise SystemExit(SHIM.count())  # under 256, or the sweep ends too early and its test fails
 
     def faulted(at: int) -> None:
         fault(plan, at)
-        work(out, new)
+        subject.work(out)
 
     prepare(out, old)
     if plan.get("events"):
         SHIM.arm(NEVER, 0, plan["mask"])
-        work(out, new)
+        subject.work(out)
         yield from ({"name": name, "path": path} for name, path in SHIM.events())
         return
     calls, _ = forked(counting)
-    for at in plan["points"] or range(plan["start"], calls + plan["step"], plan["step"]):
+    points = plan["points"] or list(range(plan["start"], calls + plan["step"], plan["step"]))
+    for at in points:
         before = prepare(out, old)
         code, message = forked(lambda at=at: faulted(at))  # type: ignore[misc]
-        found = {"at": at, "calls": calls, "code": code, "message": message, **state(out, before)}
+        SHIM.rest()
+        found = {
+            "at": at,
+            "calls": calls,
+            "code": code,
+            "message": message,
+            "before": sorted(before or ()),
+            **state(subject, out, before),
+        }
         age(out)
-        again, _ = forked(lambda: work(out, new))
-        after = state(out, None) | {"names": sorted(os.listdir(out)), "listed": listed(out)}
-        yield found | {"next": again, "after": after}
+        # What comes next meets the folder, not the computation before it: the whole work here and there is enough.
+        again = subject.work if at in (points[0], points[-1]) else subject.again
+        code, message = forked(lambda again=again: again(out))  # type: ignore[misc]
+        listed = sorted(subject.listed(out)) if code == 0 else []
+        after = state(subject, out, None) | {"names": sorted(os.listdir(out)), "listed": listed}
+        yield found | {"next": code, "said": message, "after": after}
 
 
 def main(plans: list[dict[str, Any]]) -> None:
-    works: dict[str, Callable[[Path, Path], None]] = {"publish": publish_again, "careless": careless}
+    subjects: dict[str, Subject] = {}
     for plan in plans:
         plan = {"mask": CHANGES | REMOVALS, "start": 0, "step": 1, "points": []} | plan
-        if plan["what"] not in works:
-            works["export"] = exporter(plan["checkpoint"], plan["photos"])
-        print(json.dumps(list(sweep(plan, works[plan["what"]]))), flush=True)  # noqa: T201
+        if plan["what"] not in subjects:
+            subjects[plan["what"]] = make_subject(plan)
+        print(json.dumps(list(sweep(plan, subjects[plan["what"]]))), flush=True)  # noqa: T201
 
 
 if __name__ == "__main__":

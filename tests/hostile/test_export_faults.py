@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,14 +11,13 @@ from typing import Any
 import pytest
 
 from gamma_runtime.bundle import MANIFEST
-from gamma_runtime.files import LOCK
 from tests import tiny_export
-from tests.fault_shim import CHANGES, FROM_THEN_ON, ONCE, environment
+from tests.fault_shim import ONCE
+from tests.hostile.fault_sweep import IDS, SIGNALS, check, check_failures, check_next, check_signals, sweep
 from tests.tiny_export import checkpoint, copy, exported, manifest, snapshot
 
 OLD, NEW = 7, 8  # seeds
-SIGNALS = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}
-RULES = dict.fromkeys((ONCE, FROM_THEN_ON), CHANGES)  # a disk that is full still removes files
+STEPS = {(ONCE, False): 2, (signal.SIGKILL, False): 2}  # the others are looked at here and there
 
 
 def plan(out: Path, what: str, action: int | str, fresh: bool = False, **more: Any) -> dict[str, Any]:
@@ -33,70 +31,11 @@ def plan(out: Path, what: str, action: int | str, fresh: bool = False, **more: A
         "photos": str(tiny_export.photos()),
         "action": action,
     }
-    return made | ({"mask": RULES[action]} if action in RULES else {}) | more  # type: ignore[index]
-
-
-def sweep(*plans: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """For each plan a record of each fault."""
-    command = [sys.executable, "-m", "tests.hostile.fault_driver", json.dumps(plans)]
-    shim = environment(Path(plans[0]["out"]))
-    done = subprocess.run(command, env=shim, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return made | more
 
 
 def names(seed: int) -> set[str]:
     return {entry["name"] for entry in manifest(exported(seed))["files"]}
-
-
-def check_next(record: dict[str, Any]) -> None:
-    """Whatever happened, the next export works and leaves nothing but the last two generations."""
-    assert record["next"] == 0, record
-    assert record["after"]["checkpoint"] == f"tiny-{NEW}.pth", record
-    assert record["after"]["left"] == [], record
-    assert set(record["after"]["names"]) <= names(OLD) | set(record["after"]["listed"]) | {MANIFEST, LOCK}, record
-
-
-def check_failures(records: list[dict[str, Any]]) -> None:
-    """Exit 6 and the old bundle byte for byte, or the whole new one."""
-    replaced = 0
-    for record in records:
-        check_next(record)
-        if record["checkpoint"] == f"tiny-{NEW}.pth":
-            replaced += record["code"] == 6  # the manifest was in place when its folder could not be synced
-            assert record["code"] in (0, 6), record
-        else:
-            assert record["code"] == 6, record
-            assert record["untouched"], record
-        assert record["left"] == [], record
-    assert replaced <= 1
-    assert {record["code"] for record in records} == {0, 6}
-
-
-def check_signals(records: list[dict[str, Any]], code: int, fresh: bool) -> None:
-    """The old bundle or the new one, whole; where there was none, none or the new one."""
-    for record in records:
-        check_next(record)
-        assert record["code"] in (code, 0), record
-        held = record["checkpoint"]
-        none = fresh and (held is None or "No such file" in held)
-        assert none or held in (f"tiny-{OLD}.pth", f"tiny-{NEW}.pth"), record
-        assert len(record["left"]) <= 2, record
-        if code > 0 and not none:  # cleaned up, unless it came during the cleaning
-            assert record["untouched"] or held == f"tiny-{NEW}.pth" or record["left"], record
-    assert {record["code"] for record in records} >= {code}
-
-
-STEPS = {(ONCE, False): 2, (signal.SIGKILL, False): 2}  # the others are looked at here and there
-IDS = {ONCE: "once", FROM_THEN_ON: "full", **{number: number.name for number in SIGNALS}}
-
-
-def check(records: list[dict[str, Any]], action: int, fresh: bool) -> None:
-    assert records[-1]["at"] >= records[-1]["calls"] > 40
-    if action in SIGNALS:
-        check_signals(records, SIGNALS[signal.Signals(action)], fresh)
-    else:
-        check_failures(records)
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["over an old bundle", "new folder"])
@@ -129,7 +68,7 @@ def test_faults_at_every_call(tmp_path: Path, action: int, fresh: bool) -> None:
 def test_the_sweep_itself_can_fail(tmp_path: Path) -> None:
     """A writer that changes the bundle in place is caught by these checks."""
     (records,) = sweep(plan(tmp_path / "b.gamma", "careless", ONCE))
-    assert any(str(record["checkpoint"]).startswith("broken") for record in records)
+    assert any(record["held"].startswith("broken") for record in records)
     with pytest.raises(AssertionError):
         check_failures(records)
 

@@ -16,7 +16,7 @@ from gamma_runtime.errors import IntegrityError, OutputError
 from gamma_runtime.files import locked, sweep_temporaries, sync_directory, write_atomically
 
 if TYPE_CHECKING:
-    from gamma_runtime.manifest import EngineEntry
+    from gamma_runtime.manifest import EngineEntry, Engines
 
 __all__ = ["plan_stem", "prepare", "publish", "read_plan"]
 
@@ -74,7 +74,6 @@ def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout
         with locked(folder, timeout):
             old = read_engines(folder)
             kept = [entry for entry in old.engines if _key(entry) not in {_key(new) for _, _, new in made}]
-            listed = {name for entry in old.engines for name in (entry.file, entry.log)}
             try:
                 for plan, log, entry in made:
                     plan.replace(folder / entry.file)
@@ -82,15 +81,20 @@ def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout
                 sync_directory(folder)
                 engines = old.model_copy(update={"engines": [*kept, *(entry for _, _, entry in made)]})
                 write_atomically(folder / ENGINES, (engines.model_dump_json(indent=2) + "\n").encode())
-            except (OSError, OutputError):
-                for name in {name for _, _, new in made for name in (new.file, new.log)} - listed:
+            except BaseException:  # a signal too
+                # engines.json may be the new one already: its folder could not be synced.
+                for name in {name for _, _, new in made for name in (new.file, new.log)} - _names(read_engines(folder)):
                     (folder / name).unlink(missing_ok=True)
                 raise
-            _sweep(folder, {name for entry in engines.engines for name in (entry.file, entry.log)})
+            _sweep(folder, _names(engines))
     except OSError as error:
         raise OutputError(
             f"{folder}: engines cannot be written ({error})", hint="check space and permissions"
         ) from error
+
+
+def _names(engines: Engines) -> set[str]:
+    return {name for entry in engines.engines for name in (entry.file, entry.log)}
 
 
 def _key(entry: EngineEntry) -> tuple[object, ...]:

@@ -1,0 +1,269 @@
+"""What a calibration measured: one file, whole or absent, that fits one model, one list of images and one method.
+
+A record is a cache of hours of work, never a source of truth: one that is broken, half written or made for something
+else counts as absent, with a warning (hostile_inputs.md rows 29 to 31). The scales themselves live in the Q/DQ graph.
+
+The file is one line with the SHA-256 of all that follows, one line of JSON, then the histograms' counts as raw
+little-endian int64 in the order of the JSON. There is no pickle and no archive in it, so nothing runs when it is read,
+and nothing becomes larger than the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gamma_runtime.bundle import open_plain, parse_json
+from gamma_runtime.cli import log, printable
+from gamma_runtime.errors import InputError, IntegrityError
+from gamma_runtime.files import hash_file, lock_file, sweep_temporaries, write_atomically
+from gamma_runtime.manifest import Line, Sha256
+
+if TYPE_CHECKING:
+    from gamma_runtime.bundle import Bundle
+    from gamma_runtime.manifest import GraphEntry
+
+__all__ = ["Histogram", "Key", "Record", "calibrating", "find_record", "key_for", "read_record", "write_record"]
+
+_MAGIC = b"gamma-calibration 1 "
+_START = len(_MAGIC) + 64 + 1  # bytes of the first line
+_MAX_FILE = 256 * 2**20  # bytes; a histogram of 2048 bins has 16 KiB, the model a few hundred tensors
+_MAX_HEADER = 16 * 2**20
+_COUNT = np.dtype("<i8")
+_REDO = "calibrate again"
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """All that decides what a calibration measures; a record is used only where each part is the same."""
+
+    graph: Sha256  # of the ONNX file
+    weights: Sha256
+    contract: Sha256
+    images: Sha256  # of the digests of all images, in order
+    method: Line  # how the values were collected, e.g. "histogram 2048"
+    versions: tuple[tuple[Line, Line], ...]  # name and version of what measured, sorted by name
+
+    def sha256(self) -> str:
+        """Digest of the canonical JSON text."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def differences(self, other: Key) -> list[str]:
+        """Names of the parts that are not the same."""
+        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != getattr(other, f.name)]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often a tensor's values fell into each of the bins of equal width between ``low`` and ``high``.
+
+    ``counts``: int64 ``[bins]``.
+    """
+
+    low: float
+    high: float
+    counts: NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Record:
+    """A calibration, finished or not: the first ``done`` of ``total`` images are in it.
+
+    Attributes:
+        key: what it was made for.
+        done: images that are in it; who resumes goes on with the next one.
+        total: images of the whole calibration.
+        histograms: by tensor name.
+        ranges: by method (``minmax``, ``percentile``, …) and tensor name: lowest and highest value to represent.
+    """
+
+    key: Key
+    done: int
+    total: int
+    histograms: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, tuple[float, float]]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all images are in it."""
+        return self.done == self.total
+
+
+class _Bins(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tensor: str
+    low: Finite
+    high: Finite
+    bins: int = Field(ge=1, le=1 << 20)
+
+
+class _Header(BaseModel):
+    """The line of JSON."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    key: Key
+    done: int = Field(ge=0)
+    total: int = Field(ge=1)
+    histograms: list[_Bins]
+    ranges: dict[str, dict[str, tuple[Finite, Finite]]]
+
+
+def key_for(bundle: Bundle, graph: GraphEntry, images: Sequence[Path], method: str, versions: Mapping[str, str]) -> Key:
+    """The key of a calibration of one graph.
+
+    Args:
+        bundle: names the graph's files with their digests, and the contract.
+        graph: what is calibrated.
+        images: in the order in which they are taken; each is read for its digest.
+        method: how values are collected.
+        versions: of the libraries that compute them, e.g. ``{"onnxruntime": "1.31.1"}``.
+    """
+    digests = {entry.name: entry.sha256 for entry in bundle.manifest.files}
+    listed = "\n".join(hash_file(image) for image in images)
+    return Key(
+        graph=digests[graph.onnx],
+        weights=digests[graph.weights],
+        contract=bundle.manifest.contract_sha256,
+        images=hashlib.sha256(listed.encode()).hexdigest(),
+        method=method,
+        versions=tuple(sorted(versions.items())),
+    )
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Replace the file as a whole; what writers that were killed left beside it is swept.
+
+    Raises:
+        OutputError: disk or permission; the old file is untouched. IntegrityError: a record that nobody could read.
+    """
+    arrays = [np.asarray(h.counts).astype(_COUNT, casting="safe") for h in record.histograms.values()]
+    bins = [
+        {"tensor": name, "low": h.low, "high": h.high, "bins": len(array)}
+        for (name, h), array in zip(record.histograms.items(), arrays, strict=True)
+    ]
+    header = {
+        "key": dataclasses.asdict(record.key),
+        "done": record.done,
+        "total": record.total,
+        "histograms": bins,
+        "ranges": {method: dict(ranges) for method, ranges in record.ranges.items()},
+    }
+    body = json.dumps(header).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
+    content = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+    _parse(path, content)
+    sweep_temporaries(path.parent)
+    write_atomically(path, content)
+
+
+def read_record(path: Path) -> Record:
+    """Read a record, whatever it was made for.
+
+    Raises:
+        InputError: no such file. IntegrityError: not a plain file, too large, cut, changed, or not a record.
+    """
+    if not os.path.lexists(path):
+        raise InputError(f"{path}: no such calibration record", hint="calibrate first")
+    with open_plain(path) as stream:
+        content = stream.read(_MAX_FILE + 1)
+    return _parse(path, content)
+
+
+def find_record(path: Path, key: Key, warn: Callable[[str], None] = log) -> Record | None:
+    """The record that fits ``key``, perhaps of only some of the images; None when there is none to use.
+
+    Args:
+        path: where it would be.
+        key: what it must have been made for.
+        warn: is told why a file that exists is not used; stderr by default.
+
+    Example:
+        >>> record = find_record(path, key) or Record(key, 0, len(images))
+        >>> remaining = images[record.done :]
+    """
+    if not os.path.lexists(path):
+        return None
+    try:
+        record = read_record(path)
+    except (InputError, IntegrityError) as error:
+        warn(f"warning: {error.message}; calibrating anew")
+        return None
+    if others := key.differences(record.key):
+        warn(f"warning: {path}: made for other {', '.join(others)}; calibrating anew")
+        return None
+    return record
+
+
+@contextlib.contextmanager
+def calibrating(path: Path, timeout: float) -> Iterator[None]:
+    """Keep a second calibrator away from the record while the block runs.
+
+    Raises:
+        OutputError: it is at work for longer than ``timeout`` seconds, or there can be no lock.
+    """
+    with lock_file(path.with_name(f"{path.name}.lock"), timeout, f"{path}: another calibration is writing this record"):
+        yield
+
+
+def _parse(path: Path, content: bytes) -> Record:
+    def refuse(why: str) -> IntegrityError:
+        return IntegrityError(f"{path}: not a calibration record: {why}", hint=_REDO)
+
+    if len(content) > _MAX_FILE:
+        raise refuse(f"larger than {_MAX_FILE >> 20} MiB")
+    start, body = content[:_START], content[_START:]
+    if not start.startswith(_MAGIC) or not start.endswith(b"\n"):
+        raise refuse("it begins otherwise")
+    if start != _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n":
+        raise refuse("cut or changed, its sha256 does not match")
+    end = body.find(b"\n", 0, _MAX_HEADER)
+    if end < 0:
+        raise refuse("no header")
+    try:
+        header = _Header.model_validate(parse_json(path, body[:end], _REDO))
+        return _assemble(header, body[end + 1 :])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise refuse(printable(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200])) from error
+    except ValueError as error:
+        raise refuse(str(error)) from error
+
+
+def _assemble(header: _Header, data: bytes) -> Record:
+    """The record, with arrays that look into ``data``.
+
+    Raises:
+        ValueError: a contradiction.
+    """
+    if header.done > header.total:
+        raise ValueError(f"{header.done} of {header.total} images")
+    sizes = [bins.bins * _COUNT.itemsize for bins in header.histograms]
+    if sum(sizes) != len(data):
+        raise ValueError(f"{len(data)} bytes of counts, the header says {sum(sizes)}")
+    pairs = [pair for ranges in header.ranges.values() for pair in ranges.values()]
+    if any(low > high for low, high in [*pairs, *((bins.low, bins.high) for bins in header.histograms)]):
+        raise ValueError("a range is upside down")
+    if len({bins.tensor for bins in header.histograms}) != len(sizes):
+        raise ValueError("a tensor is listed twice")
+    histograms, place = {}, 0
+    for bins, size in zip(header.histograms, sizes, strict=True):
+        counts = np.frombuffer(data, _COUNT, bins.bins, place)
+        if counts.min() < 0:
+            raise ValueError("a negative count")
+        histograms[bins.tensor] = Histogram(bins.low, bins.high, counts)
+        place += size
+    return Record(header.key, header.done, header.total, histograms, header.ranges)
