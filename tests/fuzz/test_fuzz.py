@@ -25,7 +25,7 @@ def target(name: str) -> Target:
 def test_every_target_has_a_file() -> None:
     files = {path.stem for path in HERE.glob("*.py")} - {"harness", "run", "test_fuzz"}
     assert files == set(NAMES)
-    assert {path.name for kind in ("corpus", "crashes") for path in (HERE / kind).iterdir() if path.is_dir()} <= files
+    assert {path.name for kind in ("corpus", "crashes") for path in (HERE / kind).glob("*") if path.is_dir()} <= files
 
 
 @pytest.mark.parametrize("name", NAMES)
