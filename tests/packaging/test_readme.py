@@ -142,3 +142,14 @@ def test_commands_are_found_in_code_blocks_only() -> None:
 
 def test_an_unknown_flag_is_caught() -> None:
     assert unknown_flags("a.jpg --fast -o x --json", "-o PATH, --out PATH  --json  --faster") == ["--fast"]
+
+
+def test_the_security_page_names_tests_that_exist(root: Path) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (root / "docs" / "security.md").read_text())
+    assert len(named) > 10
+    missing = [
+        (file, test)
+        for file, test in named
+        if not (root / file).is_file() or (test and f"def {test}(" not in (root / file).read_text())
+    ]
+    assert missing == []
