@@ -250,7 +250,7 @@ def _combine(flavour: str, first: str, second: str, target: str) -> dict[str, An
 
 
 def main(arguments: list[str]) -> int:
-    """Build what the JSON file describes, or ``--combine FLAVOUR FIRST SECOND TARGET``; the last event says how it went.
+    """Build what the JSON file describes, or ``--combine FLAVOUR FIRST SECOND TARGET``; the last event tells the result.
 
     0 unless it is a bug, which ends with its traceback.
     """

@@ -1,7 +1,7 @@
 """Whether a build fits: what is free on this machine, what a build takes, and what ended one that did not fit.
 
-Nobody documents what a TensorRT build takes; `predict` says where its numbers come from. They are meant to catch a build
-that is hopeless, in seconds rather than after half an hour, and `--force` goes past them.
+Nobody documents what a TensorRT build takes; `predict` says where its numbers come from. They are meant to catch a
+build that is hopeless, in seconds rather than after half an hour, and `--force` goes past them.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 _LEAST_WORKSPACE = 64  # MiB; below it TensorRT drops tactics that the products need
 _LOW_WORKSPACE = 256  # MiB; the cap that issue reports found to help on 2 to 8 GB boards (tensorrt_demos#293)
 
-# TensorRT-RTX, measured here on a CPU (benchmarks/results/build_memory-*.json): 0.2 GiB, and up to 3.1 times the weights
-# when the plan is streamed to disk.
+# TensorRT-RTX, measured here on a CPU (benchmarks/results/build_memory-*.json): 0.2 GiB, and up to 3.1 times the
+# weights when the plan is streamed to disk.
 _RTX = (250 * MIB, 3.1)
 # TensorRT, from reports: loading the builder's kernel library took 1454 to 1799 MiB of host and 266 to 312 MiB of GPU
 # memory (MemUsageChange lines in NVIDIA/TensorRT#3566 and TensorRT-LLM#102, #538, both x86); Torch-TensorRT's

@@ -71,10 +71,10 @@ class EngineOptions:
             raise UsageError(f"--workspace-mib {self.workspace_mib} is below 1")
         if self.optimization_level is not None and not 0 <= self.optimization_level <= MAX_LEVEL:
             raise UsageError(f"--optimization-level {self.optimization_level} is not 0 to {MAX_LEVEL}")
-        if not (self.build_timeout > 0 and self.stall_timeout > 0 and self.lock_timeout >= 0):
-            raise UsageError(
-                "--build-timeout and --stall-timeout must be above 0 and --lock-timeout at least 0 seconds"
-            )
+        if not (self.build_timeout > 0 and self.lock_timeout >= 0):
+            raise UsageError("--build-timeout must be above 0 and --lock-timeout at least 0 seconds")
+        if not self.stall_timeout > 0:
+            raise UsageError("--stall-timeout must be above 0 seconds")
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:

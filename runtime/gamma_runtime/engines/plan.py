@@ -21,8 +21,8 @@ __all__ = ["BuildPlan", "plan_one"]
 class BuildPlan:
     """A build that could start now.
 
-    ``weights`` is in bytes; ``workspace_mib`` None leaves TensorRT's own; ``earlier_seconds`` is what the same build took
-    before, and ``too_large`` the sentence that refuses it, or None.
+    ``weights`` is in bytes; ``workspace_mib`` None leaves TensorRT's own; ``earlier_seconds`` is what the same build
+    took before, and ``too_large`` the sentence that refuses it, or None.
     """
 
     graph: GraphEntry
@@ -56,7 +56,7 @@ def plan_one(
     graph: GraphEntry, weights: int, options: EngineOptions, earlier: Engines, cache: TimingCache
 ) -> BuildPlan:
     """Predict one build from the sizes of its files and the builds before it."""
-    settings = {"optimization_level": options.optimization_level, "low_memory": options.low_memory}
+    settings: dict[str, object] = {"optimization_level": options.optimization_level, "low_memory": options.low_memory}
     same = [
         entry.peak_rss
         for entry in earlier.engines

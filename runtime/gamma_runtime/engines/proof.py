@@ -53,7 +53,8 @@ def count_products(network: Any) -> dict[str, dict[str, int]]:
 
 
 def _type(tensor: Any) -> str:
-    return _NAMES.get(tensor.dtype.name, tensor.dtype.name.lower())
+    name = str(tensor.dtype.name)
+    return _NAMES.get(name, name.lower())
 
 
 def _elements(tensor: Any) -> int:
@@ -108,7 +109,7 @@ def count_engine(text: str) -> dict[str, Any]:
     outputs: Counter[str] = Counter()
     weights: Counter[str] = Counter()
     for layer in detailed:
-        outputs.update({_inspected(tensor) for tensor in layer.get("Outputs", ())} - {None})
+        outputs.update({kind for tensor in layer.get("Outputs", ()) if (kind := _inspected(tensor))})
         stated = layer.get("Weights")
         if isinstance(stated, dict) and (kind := _named(str(stated.get("Type", "")))):
             weights[kind] += int(stated.get("Count", 0)) * _BYTES[kind]

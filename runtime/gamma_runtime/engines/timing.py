@@ -29,8 +29,8 @@ State = Literal["none", "off", "absent", "usable", "ignored"]
 class TimingCache:
     """The cache file as a build finds it.
 
-    ``state`` is ``none`` (this flavour has none), ``off`` (--no-timing-cache), ``absent``, ``usable`` or ``ignored``, and
-    ``warning`` says why it is ignored.
+    ``state`` is ``none`` (this flavour has none), ``off`` (--no-timing-cache), ``absent``, ``usable`` or ``ignored``,
+    and ``warning`` says why it is ignored.
     """
 
     name: str | None

@@ -84,11 +84,11 @@ class Timings:
         theirs = read_cache(self._folder, name, engines)
         if theirs.content is None or theirs.content == self._start.content:
             return name, content
-        paths = [Path(self._scratch.name) / part for part in ("ours", "theirs", "both")]
-        paths[0].write_bytes(content)
-        paths[1].write_bytes(theirs.content)
+        first, second, both = (Path(self._scratch.name) / part for part in ("ours", "theirs", "both"))
+        first.write_bytes(content)
+        second.write_bytes(theirs.content)
         try:
-            combine_caches(self._flavour, *paths, _MERGE)
-            return name, paths[2].read_bytes()
+            combine_caches(self._flavour, first, second, both, _MERGE)
+            return name, both.read_bytes()
         except (GammaError, OSError):
             return name, content

@@ -28,6 +28,7 @@ Tick = Callable[[str, "float | None", float, int], None]  # phase, fraction, ela
 _TICK = 0.2  # seconds
 _GRACE = 30.0  # seconds for the child to end after its last word
 _TAIL_LINES = 8
+_SLOW = "raise --build-timeout, or try --optimization-level 1"
 _HUNG = "it hangs in the driver or in a tactic: run gamma-doctor; if it only is slow, raise --stall-timeout"
 
 
@@ -164,9 +165,7 @@ def _follow(
 
 def _check_limits(limits: Limits, elapsed: float, silent: float, phase: str) -> None:
     if elapsed > limits.total:
-        raise _Stopped(
-            f"limit {limits.total:g} s, in {phase!r}", "raise --build-timeout, or try --optimization-level 1"
-        )
+        raise _Stopped(f"limit {limits.total:g} s, in {phase!r}", _SLOW)
     if silent > limits.stall:
         raise _Stopped(f"no sign of life for {silent:.0f} s in {phase!r}, limit {limits.stall:g} s", _HUNG)
 
@@ -179,7 +178,7 @@ def _explain(code: int, seconds: float, flavour: str, log: Path, kills: int | No
     if code == -signal.SIGKILL:
         counted = kills is not None and now is not None and now > kills
         why = (
-            "and the kernel counted a kill for want of memory" if counted else "as the system does when memory runs out"
+            "and the kernel counted a kill for lack of memory" if counted else "as the system does when memory runs out"
         )
         return EnvironmentFault(
             f"the {label} build was killed (signal 9) after {seconds:.1f} s, {why}: {free} of {total} MiB are free now",
@@ -188,7 +187,7 @@ def _explain(code: int, seconds: float, flavour: str, log: Path, kills: int | No
     tail = _tail(log)
     if code != 0 and looks_like_no_memory(tail):
         return EnvironmentFault(
-            f"the {label} build ran out of memory after {seconds:.1f} s ({free} of {total} MiB are free now):\n  {tail}",
+            f"the {label} build ran out of memory after {seconds:.1f} s ({free} of {total} MiB free now):\n  {tail}",
             hint=NO_MEMORY_HINT,
         )
     if code < 0:
