@@ -227,11 +227,11 @@ def _inspect(spec: PlanSpec, trt: Any) -> dict[str, Any] | None:
         return None
     from gamma_runtime.engines.load import deserialize
 
-    loaded = deserialize(trt, Path(spec.plan).read_bytes(), spec.plan)
-    text = loaded.engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        counted = count_engine(text)
-    except EnvironmentFault as error:  # a schema of a later version is no reason to throw a good engine away
+        loaded = deserialize(trt, Path(spec.plan).read_bytes(), spec.plan)
+        inspector = loaded.engine.create_engine_inspector()
+        counted = count_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except EnvironmentFault as error:  # too little memory to load it, or a later schema: no reason to throw it away
         return {"unknown": error.message}
     check_engine(counted, spec.precision)
     return counted
@@ -250,7 +250,7 @@ def _combine(flavour: str, first: str, second: str, target: str) -> dict[str, An
 
 
 def main(arguments: list[str]) -> int:
-    """Build what the JSON file describes, or ``--combine FLAVOUR FIRST SECOND TARGET``; the last event tells the result.
+    """Build what the JSON file describes, or ``--combine FLAVOUR FIRST SECOND TARGET``; the last event is the result.
 
     0 unless it is a bug, which ends with its traceback.
     """

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from gamma_runtime.bundle import read_engines
-from gamma_runtime.engines.host import import_flavour, installed_version
+from gamma_runtime.engines.host import installed_version
 from gamma_runtime.engines.options import EngineOptions
 from gamma_runtime.engines.timing import TimingCache, cache_name, read_cache
 from gamma_runtime.engines.worker import Limits, combine_caches
@@ -23,16 +23,15 @@ _MERGE = Limits(total=120.0, stall=120.0)  # seconds; starting TensorRT takes mo
 
 
 def find_cache(folder: Path, options: EngineOptions, targets: list[str]) -> TimingCache:
-    """The timing cache that a build would start from.
-
-    Raises:
-        EnvironmentFault: TensorRT is not installed.
-    """
+    """The timing cache that a build would start from; TensorRT is not imported for it, since that can crash."""
     if options.flavour == "tensorrt-rtx":
         return TimingCache(None, "none")
     if not options.timing_cache:
         return TimingCache(None, "off")
-    version = installed_version(options.flavour) or str(import_flavour(options.flavour).__version__)
+    version = installed_version(options.flavour)
+    if version is None:
+        warning = "timing cache not used: the installed TensorRT's package does not say its version"
+        return TimingCache(None, "ignored", warning=warning)
     return read_cache(folder, cache_name(version, targets[0]), read_engines(folder))
 
 
