@@ -198,7 +198,7 @@ def _build(spec: PlanSpec, emit: Emit) -> dict[str, Any]:
         raise EnvironmentFault(
             f"{what}{' for ' + ', '.join(spec.compute_capabilities) if spec.compute_capabilities else ''}:\n"
             f"  {kept.text()}",
-            hint="try another --precision or --compute-capability; the build log has every message",
+            hint="try another --precision or --compute-capability, or --low-memory; the build log has every message",
         )
     seconds = time.monotonic() - start
     if spec.timing_cache_out is not None:

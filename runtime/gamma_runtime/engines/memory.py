@@ -53,6 +53,7 @@ _NO_MEMORY = (
     "could not be allocated",
     "cannot allocate memory",
     "failed to map file to memory",  # the parser's words for a weights file that does not fit the address space
+    "check(p) failed",  # Myelin's, after an allocation that gave nothing (seen with RLIMIT_AS)
 )
 
 
