@@ -12,11 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BenchmarkOptions, Bystanders, checkpoint, command, machine_facts, run_child, write_result
+from common import BenchmarkOptions, Bystanders, checkpoint, command, machine_facts, run_child, write_result
+
 from gamma_runtime.cli import log, option, out, run_command
 
 _MIB = 1 << 20
-_VARIANTS: dict[str, list[str]] = {"plain": [], "low memory": ["--low-memory"], "level 0": ["--optimization-level", "0"]}
+_VARIANTS: dict[str, list[str]] = {
+    "plain": [],
+    "low memory": ["--low-memory"],
+    "level 0": ["--optimization-level", "0"],
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +88,7 @@ def build_memory(options: Options) -> int:
     }
     for name, row in worst.items():
         out(f"{name}: peak {row['peak_mib']} MiB, predicted {row['predicted_mib']} MiB, {row['seconds']:.1f} s")
-    log(f"written: {write_result('build_memory', options, result)}")
+    write_result("build_memory", options, result)
     return 0
 
 

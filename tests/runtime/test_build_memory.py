@@ -61,9 +61,7 @@ def test_host_and_gpu_memory_are_apart_elsewhere() -> None:
     assert check_memory("x", "tensorrt", need, Free(1200 * MIB, 600 * MIB, unified=False)) is None
     text = check_memory("x", "tensorrt", need, Free(1200 * MIB, 400 * MIB, unified=False))
     assert text == "x: a TensorRT build takes about 500 MiB of GPU memory, 400 MiB are free; predicted: a rule"
-    assert (
-        check_memory("x", "tensorrt", need, Free(None, None, unified=False)) is None
-    )  # nothing known, nothing refused
+    assert check_memory("x", "tensorrt", need, Free(None, None, unified=False)) is None  # nothing is known
     assert workspace(Free(1200 * MIB, 600 * MIB, unified=False), need, low_memory=False) is None
     assert "--low-memory" in str(refuse("x", low_memory=False).hint)
     assert "--low-memory" not in str(refuse("x", low_memory=True).hint)
@@ -185,7 +183,7 @@ def test_a_build_that_really_runs_out_of_memory_says_so(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5, done.stderr
     assert "out of memory" in done.stderr
-    assert "bad_alloc" in done.stderr
+    assert "bad_alloc" in done.stderr or "CHECK(p) failed" in done.stderr  # whichever allocation fails first
     assert "hint: --low-memory, lower --workspace-mib" in done.stderr
     assert sorted(path.name for path in bundle.folder.iterdir() if path.name != ".lock") == before
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY

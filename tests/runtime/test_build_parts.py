@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -244,8 +245,6 @@ def test_caches_of_two_builds_are_merged(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b.gamma").folder
     script = "import sys, tensorrt_rtx as t; b = t.Builder(t.Logger(t.Logger.ERROR)); c = b.create_builder_config();"
     script += "sys.stdout.buffer.write(bytes(memoryview(c.create_timing_cache(b'').serialize())))"
-    import subprocess
-
     empty = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, check=True).stdout
     publish(folder, [], 1.0, lambda _: (CACHE, b"theirs"))
     with Timings(folder, dataclasses.replace(RTX), []) as timings:
@@ -262,11 +261,9 @@ def test_build_without_a_sign_of_life_is_stopped(tmp_path: Path) -> None:
     """A `tensorrt` that hangs when it is imported stands for a hang in the driver."""
     bundle = make_bundle(tmp_path / "b.gamma")
     before = snapshot(bundle.folder)
-    hang = (
-        "import os, pathlib, time\npathlib.Path(os.environ['PID_FILE']).write_text(str(os.getpid()))\ntime.sleep(60)\n"
-    )
+    hang = "import os, pathlib, time\npathlib.Path(os.environ['PID']).write_text(str(os.getpid()))\ntime.sleep(60)\n"
     env = {**stub_driver(tmp_path / "driver"), "PYTHONPATH": fake_tensorrt(tmp_path / "fake", hang)}
-    env["PID_FILE"] = str(tmp_path / "pid")
+    env["PID"] = str(tmp_path / "pid")
     done = run("build", bundle.folder, "--stall-timeout", "2", env=env)
     assert done.returncode == 5
     assert "no sign of life for 2 s in 'starting TensorRT', limit 2 s" in done.stderr
