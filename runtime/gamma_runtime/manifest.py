@@ -173,6 +173,9 @@ class EngineEntry(_Strict):
     seconds: float
     created: Line
     os: Line
+    peak_rss: int | None = None  # bytes; the build process's peak of resident memory
+    proof: dict[str, Any] = {}  # types counted in the parsed network, and in the engine where one could be loaded
+    warnings: list[Line] = []
 
 
 class Engines(_Strict):
@@ -180,3 +183,4 @@ class Engines(_Strict):
 
     schema_version: int = Field(ge=1, le=SCHEMA_VERSION)
     engines: list[EngineEntry]
+    timing_caches: list[FileEntry] = []

@@ -11,21 +11,29 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gamma_runtime.bundle import Bundle
+from gamma_runtime.bundle import Bundle, read_engines
+from gamma_runtime.cli import printable
+from gamma_runtime.cuda_probe import probe
+from gamma_runtime.engines.eta import remaining
 from gamma_runtime.engines.host import BUILD_INSTEAD, host_os, import_flavour, installed_version, require_gpu
+from gamma_runtime.engines.memory import free_memory, refuse, workspace
 from gamma_runtime.engines.options import AMPERE_AND_NEWER, BuildProgress, EngineOptions, PlanSpec
+from gamma_runtime.engines.plan import BuildPlan, plan_one
 from gamma_runtime.engines.store import plan_stem, prepare, publish
-from gamma_runtime.engines.worker import compile_plan
+from gamma_runtime.engines.timing import TimingCache
+from gamma_runtime.engines.timings import Timings, find_cache
+from gamma_runtime.engines.worker import Limits, compile_plan
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, OutputError, UsageError
 from gamma_runtime.files import hash_file, temporary_beside
 
 if TYPE_CHECKING:
     from gamma_runtime.manifest import EngineEntry, GraphEntry
 
-__all__ = ["build_engines", "require_flavour", "select_graphs"]
+__all__ = ["build_engines", "engine_folder", "plan_builds", "require_flavour", "select_graphs"]
 
 _JOINT = "joint"
 _SLACK = 64 << 20  # bytes; kernels and log beside the weights
+_LONGEST = 500  # characters of a warning in engines.json
 
 
 def build_engines(
@@ -48,22 +56,56 @@ def build_engines(
         >>> build_engines(bundle, EngineOptions(flavour="tensorrt-rtx"))
     """
     options.check()
-    graphs = select_graphs(bundle, options)
     targets = _targets(options)
-    folder = Path(os.path.abspath(options.engine_dir or bundle.folder))
-    sizes = {entry.name: entry.size for entry in bundle.manifest.files}
-    prepare(folder, sum(sizes[graph.weights] + _SLACK for graph in graphs))
+    plans = plan_builds(bundle, options, targets)
+    folder = engine_folder(bundle, options)
+    prepare(folder, sum(plan.weights + _SLACK for plan in plans))
+    _refuse_too_large(plans, options)
     made: list[tuple[Path, str, EngineEntry]] = []
     with contextlib.ExitStack() as stack:
-        for graph in graphs:
+        timings = stack.enter_context(Timings(folder, options, targets))
+        for plan in plans:
             try:
-                plan = stack.enter_context(temporary_beside(folder / "plan"))
+                path = stack.enter_context(temporary_beside(folder / "plan"))
             except OSError as error:
                 raise OutputError(f"{folder}: not writable ({error})", hint="use --engine-dir") from error
-            log, entry = _build_one(bundle, graph, options, targets, plan, progress)
-            made.append((plan, log, entry))
-        publish(folder, made, options.lock_timeout)
+            log, entry = _build_one(bundle, plan, options, targets, path, timings, progress)
+            made.append((path, log, entry))
+        publish(folder, made, options.lock_timeout, timings.merge)
     return [entry for _, _, entry in made]
+
+
+def engine_folder(bundle: Bundle, options: EngineOptions) -> Path:
+    """Where plans and engines.json go."""
+    return Path(os.path.abspath(options.engine_dir or bundle.folder))
+
+
+def plan_builds(bundle: Bundle, options: EngineOptions, targets: list[str] | None = None) -> list[BuildPlan]:
+    """What `build_engines` would build, with predicted memory and the timing cache's state; nothing is written.
+
+    Raises:
+        UsageError, InputError, IntegrityError, EnvironmentFault: as `build_engines`.
+    """
+    options.check()
+    targets = _targets(options) if targets is None else targets
+    folder = engine_folder(bundle, options)
+    earlier = read_engines(folder)
+    sizes = {entry.name: entry.size for entry in bundle.manifest.files}
+    cache = find_cache(folder, options, targets)
+    return [plan_one(graph, sizes[graph.weights], options, earlier, cache) for graph in select_graphs(bundle, options)]
+
+
+def _refuse_too_large(plans: list[BuildPlan], options: EngineOptions) -> None:
+    """Refuse before the first build what does not fit; the graphs are built one after the other.
+
+    Raises:
+        EnvironmentFault: with the numbers, unless forced.
+    """
+    if options.force:
+        return
+    for plan in plans:
+        if plan.too_large:
+            raise refuse(plan.too_large, options.low_memory)
 
 
 def select_graphs(bundle: Bundle, options: EngineOptions) -> list[GraphEntry]:
@@ -126,29 +168,39 @@ def require_flavour(options: EngineOptions) -> None:
 
 def _build_one(
     bundle: Bundle,
-    graph: GraphEntry,
+    plan: BuildPlan,
     options: EngineOptions,
     targets: list[str],
-    plan: Path,
+    path: Path,
+    timings: Timings,
     progress: Callable[[BuildProgress], None] | None,
 ) -> tuple[str, EngineEntry]:
-    """The log's text and the entry of one plan, which lies in ``plan``."""
-    spec = _spec(graph, bundle.graph_file(graph), plan, options)
+    """The log's text and the entry of one engine, whose plan lies in ``path``."""
+    graph = plan.graph
+    shown: list[tuple[float, float]] = []
 
     def tick(phase: str, fraction: float | None, elapsed: float, pid: int) -> None:
-        if progress is not None:
-            progress(BuildProgress(graph.name, graph.precision, phase, fraction, elapsed, pid))
+        if progress is None:
+            return
+        left = remaining(elapsed, fraction, plan.earlier_seconds, shown[-1] if shown else None)
+        if left is not None:
+            shown[:] = [(elapsed, left)]
+        progress(BuildProgress(graph.name, graph.precision, phase, fraction, elapsed, pid, left))
 
     with tempfile.TemporaryDirectory(prefix="gamma-build-") as scratch:
         log = Path(scratch) / "build.log"
+        loaded, target = timings.files(Path(scratch))
+        limit = options.workspace_mib or workspace(free_memory(probe()), plan.need, options.low_memory)
+        spec = _spec(graph, bundle.graph_file(graph), path, options, limit, loaded, target)
         try:
-            done = compile_plan(spec, Path(scratch), log, tick, options.build_timeout)
+            done = compile_plan(spec, Path(scratch), log, tick, Limits(options.build_timeout, options.stall_timeout))
         except GammaError as error:
             if kept := _keep_log(log):
                 error.hint = f"{error.hint}; build log: {kept}" if error.hint else f"build log: {kept}"
             raise
+        used = timings.take(target, done["timing_cache_refused"])
         text = log.read_text(encoding="utf-8", errors="replace")
-    return text, _entry(bundle, graph, options, targets, plan, done)
+    return text, _entry(bundle, plan, options, targets, path, spec, done, used)
 
 
 def _keep_log(log: Path) -> Path | None:
@@ -161,7 +213,15 @@ def _keep_log(log: Path) -> Path | None:
     return Path(name)
 
 
-def _spec(graph: GraphEntry, onnx: Path, plan: Path, options: EngineOptions) -> PlanSpec:
+def _spec(
+    graph: GraphEntry,
+    onnx: Path,
+    plan: Path,
+    options: EngineOptions,
+    workspace_mib: int | None,
+    cache: Path | None,
+    cache_out: Path | None,
+) -> PlanSpec:
     least, optimal, most = graph.batch
 
     def fill(shape: list[int | str], batch: int) -> list[int]:
@@ -176,16 +236,29 @@ def _spec(graph: GraphEntry, onnx: Path, plan: Path, options: EngineOptions) -> 
             for name, (dtype, shape) in graph.inputs.items()
         ],
         outputs=[(name, dtype) for name, (dtype, _) in graph.outputs.items()],
+        precision=graph.precision,
         compute_capabilities=list(options.compute_capabilities),
-        workspace_mib=options.workspace_mib,
+        workspace_mib=workspace_mib,
+        optimization_level=options.optimization_level,
+        low_memory=options.low_memory,
+        timing_cache=None if cache is None else str(cache),
+        timing_cache_out=None if cache_out is None else str(cache_out),
     )
 
 
 def _entry(
-    bundle: Bundle, graph: GraphEntry, options: EngineOptions, targets: list[str], plan: Path, done: dict[str, Any]
+    bundle: Bundle,
+    planned: BuildPlan,
+    options: EngineOptions,
+    targets: list[str],
+    plan: Path,
+    spec: PlanSpec,
+    done: dict[str, Any],
+    used: TimingCache,
 ) -> EngineEntry:
     from gamma_runtime.manifest import EngineEntry
 
+    graph = planned.graph
     hashes = {entry.name: entry.sha256 for entry in bundle.manifest.files}
     digest = hash_file(plan)
     stem = plan_stem(graph.name, graph.precision, options.flavour, done["version"], targets, digest)
@@ -206,7 +279,10 @@ def _entry(
             "strongly_typed": True,
             "tf32": False,
             "profiling_verbosity": "DETAILED",
-            "workspace_mib": options.workspace_mib,
+            "workspace_mib": spec.workspace_mib,
+            "optimization_level": options.optimization_level,
+            "low_memory": options.low_memory,
+            "timing_cache": {"state": used.state, "sha256": used.sha256},
             "attention": graph.attention,
             "default_targets": not options.compute_capabilities and options.flavour == "tensorrt-rtx",
             "polygraphy": done["polygraphy"],
@@ -215,4 +291,7 @@ def _entry(
         seconds=round(done["seconds"], 3),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         os=host_os(),
+        peak_rss=done["peak_rss"],
+        proof={name: counted for name, counted in done["proof"].items() if counted is not None},
+        warnings=[printable(text)[:_LONGEST] for text in (used.warning, planned.too_large) if text],
     )

@@ -16,40 +16,49 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gamma_runtime.cli import require
+from gamma_runtime.engines.configure import (
+    attach_timing_cache,
+    capability_members,
+    combined_cache,
+    configuration,
+    trim_heap,
+)
 from gamma_runtime.engines.host import import_flavour
+from gamma_runtime.engines.memory import NO_MEMORY_HINT, looks_like_no_memory, peak_rss
 from gamma_runtime.engines.options import LABELS, PlanSpec
-from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, UsageError
+from gamma_runtime.engines.progress import Emit
+from gamma_runtime.engines.proof import check_engine, check_products, count_engine, count_products
+from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 
 __all__ = ["main"]
 
-Emit = Callable[[dict[str, Any]], None]
 _PR_SET_PDEATHSIG = 1
 _MAX_LINES = 12
-_EVENT_INTERVAL = 0.1  # seconds between two progress events
 
 
 class _Lines(logging.Handler):
-    """Keeps the errors, and the warnings in case there are only these."""
+    """Keeps the first errors, and the first warnings in case there are only these."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self._errors: list[str] = []
-        self._warnings: list[str] = []
+        self._errors: dict[str, None] = {}
+        self._warnings: dict[str, None] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
         lines = self._errors if record.levelno >= logging.ERROR else self._warnings
         text = record.getMessage().strip()
-        if not text.startswith("[!]"):  # that is Polygraphy's own last word; our error says it
-            lines.append(text.removeprefix("[E] ").removeprefix("[W] "))
+        if not text.startswith("[!]") and len(lines) < _MAX_LINES:  # [!]: Polygraphy's last word; our error says it
+            lines[text.removeprefix("[E] ").removeprefix("[W] ")] = None
 
     def text(self) -> str:
-        kept = list(dict.fromkeys(self._errors or self._warnings))[:_MAX_LINES]
-        return "\n  ".join(kept) or "TensorRT logged no reason"
+        return "\n  ".join(self._errors or self._warnings) or "TensorRT logged no reason"
+
+    def no_memory(self) -> bool:
+        return looks_like_no_memory("\n".join([*self._errors, *self._warnings]))
 
 
 def _die_with_parent() -> None:
@@ -58,12 +67,13 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _listen() -> _Lines:
+def _listen(quiet: bool) -> _Lines:
     """Send Polygraphy's and TensorRT's messages to stderr, and keep those that explain a failure."""
     from polygraphy.logger import G_LOGGER
 
     G_LOGGER.use_python_logging_system = True
-    G_LOGGER.module_severity = {"": G_LOGGER.VERBOSE}
+    # The log file may lie in memory (tmpfs), so a build that saves memory says less.
+    G_LOGGER.module_severity = {"": G_LOGGER.INFO if quiet else G_LOGGER.VERBOSE}
     kept, stream = _Lines(), logging.StreamHandler(sys.stderr)
     logger = logging.getLogger("Polygraphy")
     logger.setLevel(logging.DEBUG)
@@ -73,65 +83,33 @@ def _listen() -> _Lines:
     return kept
 
 
-def _monitor(trt: Any, emit: Emit) -> Any:
-    """TensorRT's progress as events, where this version reports it (10.0 on)."""
-    if not hasattr(trt, "IProgressMonitor"):
-        return None
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Nested phases; the fraction is that of the outermost one."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self._phases: dict[str, list[int]] = {}  # name -> steps done, steps; in order of nesting
-            self._last = 0.0
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._phases[phase_name] = [0, max(num_steps, 1)]
-            self._report(phase_name)
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._phases.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self._phases:
-                self._phases[phase_name][0] = step + 1
-            self._report(phase_name)
-            return True
-
-        def _report(self, name: str) -> None:
-            now = time.monotonic()
-            if now - self._last < _EVENT_INTERVAL or not self._phases:
-                return
-            self._last = now
-            fraction = 0.0
-            for done, steps in reversed(self._phases.values()):
-                fraction = min(1.0, (done + fraction) / steps)
-            emit({"event": "phase", "name": name, "fraction": round(fraction, 3)})
-
-    return Monitor()
-
-
 def _parse(spec: PlanSpec, kept: _Lines) -> Any:
     """The strongly typed network of the graph: (builder, network, parser), which must live together.
 
     Raises:
-        InputError: the parser refused the graph. EnvironmentFault: TensorRT gave no builder.
+        InputError: the parser refused the graph. EnvironmentFault: TensorRT gave no builder, or no memory is left.
     """
     from polygraphy.backend.trt import network_from_onnx_path
     from polygraphy.exception import PolygraphyException
 
+    label = LABELS[spec.flavour]
     try:
         return network_from_onnx_path(spec.onnx, strongly_typed=True)
     except PolygraphyException as error:
+        if kept.no_memory():
+            raise _no_memory(f"{spec.onnx}: {label} cannot read this graph", kept) from error
         raise InputError(
-            f"{spec.onnx}: {LABELS[spec.flavour]} cannot parse this graph:\n  {kept.text()}",
+            f"{spec.onnx}: {label} cannot parse this graph:\n  {kept.text()}",
             hint="export the bundle again with this version of gamma-edge, or use --backend onnxruntime",
         ) from error
     except TypeError as error:  # pybind11's words for "the factory returned a null pointer"
         raise EnvironmentFault(
-            f"{LABELS[spec.flavour]} does not start ({error}):\n  {kept.text()}", hint="run gamma-doctor"
+            f"{label} does not start ({error}):\n  {kept.text()}", hint="run gamma-doctor"
         ) from error
+
+
+def _no_memory(what: str, kept: _Lines) -> EnvironmentFault:
+    return EnvironmentFault(f"{what}: out of memory:\n  {kept.text()}", hint=NO_MEMORY_HINT)
 
 
 def _check_io(spec: PlanSpec, network: Any) -> None:
@@ -153,80 +131,129 @@ def _check_io(spec: PlanSpec, network: Any) -> None:
 _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "uint8", "INT32": "int32"}
 
 
-def _configure(spec: PlanSpec, trt: Any, emit: Emit) -> Any:
-    """A callable that makes the builder configuration: profile, workspace, targets, progress."""
-    from polygraphy.backend.trt import CreateConfig, PostprocessConfig, Profile
+def _write_plan(trt: Any, builder: Any, network: Any, config: Any, target: str) -> bool:
+    """Build and write the plan; False when TensorRT gave up.
 
-    profile = Profile()
-    for name, _, least, optimal, most in spec.inputs:
-        profile.add(name, tuple(least), tuple(optimal), tuple(most))
-    pools = None
-    if spec.workspace_mib is not None:
-        pools = {trt.MemoryPoolType.WORKSPACE: spec.workspace_mib << 20}
-    create = CreateConfig(
-        profiles=[profile],
-        profiling_verbosity=trt.ProfilingVerbosity.DETAILED,
-        memory_pool_limits=pools,
-        progress_monitor=_monitor(trt, emit),
-    )
-
-    def target(builder: Any, network: Any, config: Any) -> None:
-        members = _members(spec, trt)
-        config.num_compute_capabilities = len(members)
-        for index, member in enumerate(members):
-            config.set_compute_capability(member, index)
-
-    return PostprocessConfig(create, target) if spec.compute_capabilities else create
-
-
-def _members(spec: PlanSpec, trt: Any) -> list[Any]:
-    """The enum members of the asked compute capabilities, found by name.
-
-    Raises:
-        UsageError: this TensorRT cannot compile for one of them.
+    Where TensorRT can stream the plan (10.9 on, and RTX) it is never held as a whole: at full size the peak is 15 %
+    lower for it (benchmarks/build_memory.py). Otherwise it is held once.
     """
-    known = trt.ComputeCapability.__members__ if hasattr(trt, "ComputeCapability") else {}
-    wanted = {capability: f"SM{capability.replace('.', '')}" for capability in spec.compute_capabilities}
-    if missing := [capability for capability, name in wanted.items() if name not in known]:
-        have = [f"{name[2:-1]}.{name[-1]}" for name in known if name.startswith("SM")]
-        raise UsageError(
-            f"{LABELS[spec.flavour]} {trt.__version__} cannot compile for compute capability {', '.join(missing)}",
-            hint=f"it knows {', '.join(have)}; a Jetson builds its own engine: gamma-build BUNDLE --engine tensorrt",
-        )
-    return [known[name] for name in wanted.values()]
+    with Path(target).open("wb") as stream:
+        if hasattr(builder, "build_serialized_network_to_stream"):
+            writer = _writer(trt, stream)
+            done = bool(builder.build_serialized_network_to_stream(network, config, writer))
+            if writer.error is not None:
+                raise writer.error
+        else:
+            plan = builder.build_serialized_network(network, config)
+            done = plan is not None
+            if done:
+                stream.write(memoryview(plan))
+        stream.flush()
+        os.fsync(stream.fileno())
+        return done and stream.tell() > 0
+
+
+def _writer(trt: Any, stream: Any) -> Any:
+    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+        """Passes pieces on; a full disk must not become an exception inside TensorRT, so it is kept for later."""
+
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.error: OSError | None = None
+
+        def write(self, data: Any) -> int:
+            try:
+                return int(stream.write(memoryview(data)))
+            except OSError as error:
+                self.error = error
+                return 0
+
+    return Writer()
 
 
 def _build(spec: PlanSpec, emit: Emit) -> dict[str, Any]:
     trt = import_flavour(spec.flavour)
     polygraphy = require("polygraphy", "rtx" if spec.flavour == "tensorrt-rtx" else "tensorrt")
-    kept = _listen()
-    if spec.compute_capabilities:
-        _members(spec, trt)  # before the parser works for nothing
-    from polygraphy.backend.trt import engine_bytes_from_network
-    from polygraphy.exception import PolygraphyException
+    kept = _listen(quiet=spec.low_memory)
+    capability_members(spec, trt)  # before the parser works for nothing
+    from polygraphy.backend.trt import util as trt_util
 
     emit({"event": "phase", "name": "Parsing graph", "fraction": None})
-    made = _parse(spec, kept)
-    _check_io(spec, made[1])
+    builder, network, _parser = _parse(spec, kept)  # the parser owns the weights' memory: it must live on
+    _check_io(spec, network)
+    counted = count_products(network)
+    check_products(counted, spec.precision)
+    if spec.low_memory:
+        trim_heap()
     start = time.monotonic()
-    try:
-        plan = engine_bytes_from_network(made, config=_configure(spec, trt, emit))
-    except PolygraphyException as error:
+    config = configuration(spec, trt, builder, network, emit)
+    logging.getLogger("Polygraphy").info("Building with:\n%s", trt_util.str_from_config(config, network))
+    refused = None
+    if spec.timing_cache is not None:
+        refused = attach_timing_cache(config, Path(spec.timing_cache).read_bytes())
+    if not _write_plan(trt, builder, network, config, spec.plan):
+        what = f"{LABELS[spec.flavour]} {trt.__version__} did not build {spec.onnx}"
+        if kept.no_memory():
+            raise _no_memory(what, kept)
         raise EnvironmentFault(
-            f"{LABELS[spec.flavour]} {trt.__version__} did not build {spec.onnx}"
-            f"{' for ' + ', '.join(spec.compute_capabilities) if spec.compute_capabilities else ''}:\n  {kept.text()}",
-            hint="try another --precision or --compute-capability; the build log has every message",
-        ) from error
+            f"{what}{' for ' + ', '.join(spec.compute_capabilities) if spec.compute_capabilities else ''}:\n"
+            f"  {kept.text()}",
+            hint="try another --precision or --compute-capability, or --low-memory; the build log has every message",
+        )
     seconds = time.monotonic() - start
-    with Path(spec.plan).open("wb") as stream:
-        stream.write(memoryview(plan))
-        stream.flush()
-        os.fsync(stream.fileno())
-    return {"event": "done", "version": trt.__version__, "polygraphy": polygraphy.__version__, "seconds": seconds}
+    if spec.timing_cache_out is not None:
+        Path(spec.timing_cache_out).write_bytes(combined_cache(config, config.get_timing_cache(), []))
+    del network, builder, config, _parser  # the engine is loaded next, and needs the room
+    return {
+        "event": "done",
+        "version": trt.__version__,
+        "polygraphy": polygraphy.__version__,
+        "seconds": seconds,
+        "timing_cache_refused": refused,
+        "peak_rss": peak_rss(),
+        "proof": {"network": counted, "engine": _inspect(spec, trt)},
+    }
 
 
-def main(path: str) -> int:
-    """Build the plan that the JSON file describes; 0 when the last event says how it went, else a bug's traceback."""
+def _inspect(spec: PlanSpec, trt: Any) -> dict[str, Any] | None:
+    """The types in the finished engine. None for TensorRT-RTX, whose engines are one opaque layer and may lack a GPU.
+
+    A build that saves memory leaves it out: the engine would have to be loaded.
+
+    Raises:
+        EnvironmentFault: not the precision that was asked for.
+    """
+    if spec.flavour == "tensorrt-rtx" or spec.low_memory:
+        return None
+    from gamma_runtime.engines.load import deserialize
+
+    try:
+        loaded = deserialize(trt, Path(spec.plan).read_bytes(), spec.plan)
+        inspector = loaded.engine.create_engine_inspector()
+        counted = count_engine(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    except EnvironmentFault as error:  # too little memory to load it, or a later schema: no reason to throw it away
+        return {"unknown": error.message}
+    check_engine(counted, spec.precision)
+    return counted
+
+
+def _combine(flavour: str, first: str, second: str, target: str) -> dict[str, Any]:
+    """Merge two timing cache files into ``target``; the second adds what the first has not."""
+    trt = import_flavour("tensorrt-rtx" if flavour == "tensorrt-rtx" else "tensorrt")
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    config = builder.create_builder_config()
+    cache = config.create_timing_cache(Path(first).read_bytes())
+    if cache is None:
+        raise EnvironmentFault(f"{first}: TensorRT cannot read this timing cache")
+    Path(target).write_bytes(combined_cache(config, cache, [Path(second)]))
+    return {"event": "done"}
+
+
+def main(arguments: list[str]) -> int:
+    """Build what the JSON file describes, or ``--combine FLAVOUR FIRST SECOND TARGET``; the last event is the result.
+
+    0 unless it is a bug, which ends with its traceback.
+    """
     _die_with_parent()
     events = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries that print to stdout print into the log
@@ -237,20 +264,25 @@ def main(path: str) -> int:
 
     # TensorRT-RTX deprecates timing caches, which Polygraphy always sets; an error out of it would end the build.
     warnings.simplefilter("ignore", DeprecationWarning)
-    spec = PlanSpec(**json.loads(Path(path).read_text(encoding="utf-8")))
-    os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if spec.flavour == "tensorrt-rtx" else "0"
     os.environ["POLYGRAPHY_AUTOINSTALL_DEPS"] = "0"  # Security: never let it run pip
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")  # kernels that no tactic uses take no memory
     try:
-        emit(_build(spec, emit))
+        if arguments[0] == "--combine":
+            emit(_combine(*arguments[1:]))
+        else:
+            spec = PlanSpec(**json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+            os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1" if spec.flavour == "tensorrt-rtx" else "0"
+            emit(_build(spec, emit))
     except GammaError as error:
         emit({"event": "error", "type": type(error).__name__, "message": error.message, "hint": error.hint})
     except OSError as error:
         hint = "check the free space and the permissions"
-        emit({"event": "error", "type": "OutputError", "message": f"{spec.plan}: {error}", "hint": hint})
+        emit({"event": "error", "type": "OutputError", "message": str(error), "hint": hint})
     except MemoryError:
-        emit({"event": "error", "type": "EnvironmentFault", "message": "out of memory in the build", "hint": None})
+        message = "out of memory in the build"
+        emit({"event": "error", "type": "EnvironmentFault", "message": message, "hint": NO_MEMORY_HINT})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

@@ -13,6 +13,7 @@ __all__ = ["AMPERE_AND_NEWER", "LABELS", "BuildProgress", "EngineOptions", "Flav
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 LABELS: dict[str, str] = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+MAX_LEVEL = 5  # of builder_optimization_level, TensorRT 10.3 to 11.4
 AMPERE_AND_NEWER = "8.0+"  # what TensorRT-RTX compiles for when no compute capability is named
 
 
@@ -26,9 +27,14 @@ class EngineOptions:
         scene: a scene's own graph; None means the joint graph, or the only one.
         precision: one of the bundle's precisions; None means a plan for each.
         workspace_mib: limit of TensorRT's scratch memory in MiB; None leaves TensorRT's own.
+        optimization_level: 0 to 5, how long TensorRT searches; None leaves its own (3).
+        low_memory: the options that lower the peak of a build, at the price of a search that is less thorough.
+        timing_cache: ``tensorrt`` only: reuse measured tactics of earlier builds, and keep those of this one.
+        force: build although the predicted memory does not fit.
         engine_dir: where plans and engines.json go, one folder for one bundle; None means into the bundle.
         lock_timeout: seconds to wait for another process that writes there.
         build_timeout: seconds after which a build is stopped.
+        stall_timeout: seconds without any sign of life (progress or log) after which it counts as hung.
     """
 
     flavour: Flavour = "tensorrt"
@@ -36,9 +42,14 @@ class EngineOptions:
     scene: str | None = None
     precision: str | None = None
     workspace_mib: int | None = None
+    optimization_level: int | None = None
+    low_memory: bool = False
+    timing_cache: bool = True
+    force: bool = False
     engine_dir: Path | None = None
     lock_timeout: float = 60.0
     build_timeout: float = 7200.0
+    stall_timeout: float = 1200.0
 
     def check(self) -> None:
         """Refuse what cannot work.
@@ -58,8 +69,12 @@ class EngineOptions:
                 raise UsageError(f"compute capability {capability!r}", hint="written as 8.6 or 8.6,8.9")
         if self.workspace_mib is not None and self.workspace_mib < 1:
             raise UsageError(f"--workspace-mib {self.workspace_mib} is below 1")
+        if self.optimization_level is not None and not 0 <= self.optimization_level <= MAX_LEVEL:
+            raise UsageError(f"--optimization-level {self.optimization_level} is not 0 to {MAX_LEVEL}")
         if not (self.build_timeout > 0 and self.lock_timeout >= 0):
             raise UsageError("--build-timeout must be above 0 and --lock-timeout at least 0 seconds")
+        if not self.stall_timeout > 0:
+            raise UsageError("--stall-timeout must be above 0 seconds")
 
 
 def parse_capabilities(text: str | None) -> tuple[str, ...]:
@@ -75,7 +90,10 @@ def parse_capabilities(text: str | None) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class BuildProgress:
-    """A build under way: ``fraction`` is 0 to 1, or None where the builder does not say; ``elapsed`` in seconds."""
+    """A build under way: ``fraction`` is 0 to 1, or None where the builder does not say; ``elapsed`` in seconds.
+
+    ``remaining`` is an estimate in seconds, None while there is none.
+    """
 
     graph: str
     precision: str
@@ -83,6 +101,7 @@ class BuildProgress:
     fraction: float | None
     elapsed: float
     pid: int
+    remaining: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +109,7 @@ class PlanSpec:
     """One plan to build; crosses the process border as JSON.
 
     ``inputs`` holds a name, a dtype and the least, optimal and most shape; ``outputs`` a name and a dtype.
+    ``timing_cache`` is a file of already checked bytes to start from, ``timing_cache_out`` receives the new ones.
     """
 
     flavour: Flavour
@@ -97,5 +117,10 @@ class PlanSpec:
     plan: str
     inputs: list[tuple[str, str, list[int], list[int], list[int]]]
     outputs: list[tuple[str, str]]
+    precision: str
     compute_capabilities: list[str]
     workspace_mib: int | None
+    optimization_level: int | None = None
+    low_memory: bool = False
+    timing_cache: str | None = None
+    timing_cache_out: str | None = None

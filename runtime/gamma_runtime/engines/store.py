@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +16,9 @@ from gamma_runtime.errors import IntegrityError, OutputError
 from gamma_runtime.files import locked, sweep_temporaries, sync_directory, write_atomically
 
 if TYPE_CHECKING:
-    from gamma_runtime.manifest import EngineEntry, Engines
+    from gamma_runtime.manifest import EngineEntry, Engines, FileEntry
 
-__all__ = ["plan_stem", "prepare", "publish", "read_plan"]
+__all__ = ["plan_stem", "prepare", "publish", "read_plan", "read_recorded"]
 
 _OURS = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16)-trt(rtx)?[\d.]+-sm[a-z0-9_]+-[0-9a-f]{8}\.(plan|log)")
 _REBUILD = "gamma-build makes it again"
@@ -59,13 +59,19 @@ def prepare(folder: Path, needed: int) -> None:
     read_engines(folder)
 
 
-def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout: float) -> None:
+Merge = Callable[["Engines"], "tuple[str, bytes] | None"]
+
+
+def publish(
+    folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout: float, merge: Merge | None = None
+) -> None:
     """Give every plan its name, then replace engines.json, then remove what nothing refers to any more.
 
     Args:
         folder: where the plans' temporary files already lie.
         made: temporary plan, text of the build log, entry.
         timeout: seconds to wait for the lock.
+        merge: asked under the lock, with engines.json as it is now, for the name and content of a timing cache to keep.
 
     Raises:
         OutputError: disk, permission or lock; engines.json and its plans stay as they were.
@@ -79,7 +85,10 @@ def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout
                     plan.replace(folder / entry.file)
                     write_atomically(folder / entry.log, log.encode())
                 sync_directory(folder)
-                engines = old.model_copy(update={"engines": [*kept, *(entry for _, _, entry in made)]})
+                caches = _keep_cache(folder, old, merge(old) if merge else None)
+                engines = old.model_copy(
+                    update={"engines": [*kept, *(entry for _, _, entry in made)], "timing_caches": caches}
+                )
                 write_atomically(folder / ENGINES, (engines.model_dump_json(indent=2) + "\n").encode())
             except BaseException:  # a signal too
                 # engines.json may be the new one already: its folder could not be synced.
@@ -95,6 +104,22 @@ def publish(folder: Path, made: Sequence[tuple[Path, str, EngineEntry]], timeout
 
 def _names(engines: Engines) -> set[str]:
     return {name for entry in engines.engines for name in (entry.file, entry.log)}
+
+
+def _keep_cache(folder: Path, old: Engines, cache: tuple[str, bytes] | None) -> list[FileEntry]:
+    """Write a timing cache, and what engines.json then records of all of them.
+
+    It has one name for good, as trtexec and others expect it; a crash between this and engines.json leaves a cache that
+    does not match its record, which the next build ignores.
+    """
+    from gamma_runtime.manifest import FileEntry
+
+    if cache is None:
+        return old.timing_caches
+    name, content = cache
+    write_atomically(folder / name, content)
+    new = FileEntry(name=name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    return [*(entry for entry in old.timing_caches if entry.name != name), new]
 
 
 def _key(entry: EngineEntry) -> tuple[object, ...]:
@@ -115,7 +140,16 @@ def read_plan(folder: Path, entry: EngineEntry) -> bytes:
     Raises:
         IntegrityError: missing, changed, or not a plain file.
     """
-    path = folder / entry.file
+    return read_recorded(folder, entry.file, entry.size, entry.sha256)
+
+
+def read_recorded(folder: Path, name: str, size: int, sha256: str) -> bytes:
+    """The bytes of a file that engines.json records, after size and SHA-256 of these very bytes were compared.
+
+    Raises:
+        IntegrityError: missing, changed, or not a plain file.
+    """
+    path = folder / name
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -124,13 +158,13 @@ def read_plan(folder: Path, entry: EngineEntry) -> bytes:
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise IntegrityError(f"{path}: not a plain file of its own (link, device or pipe)", hint=_REBUILD)
-        if status.st_size != entry.size:
-            raise IntegrityError(f"{path}: {status.st_size} bytes, {ENGINES} says {entry.size}", hint=_REBUILD)
-        content = stream.read(entry.size + 1)
+        if status.st_size != size:
+            raise IntegrityError(f"{path}: {status.st_size} bytes, {ENGINES} says {size}", hint=_REBUILD)
+        content = stream.read(size + 1)
     found = hashlib.sha256(content).hexdigest()
-    if found != entry.sha256:
+    if found != sha256:
         raise IntegrityError(
-            f"{path}: sha256 {found[:12]}… does not match {entry.sha256[:12]}… in {ENGINES}; it was not loaded",
+            f"{path}: sha256 {found[:12]}… does not match {sha256[:12]}… in {ENGINES}; it was not loaded",
             hint=_REBUILD,
         )
     return content
