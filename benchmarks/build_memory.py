@@ -1,7 +1,7 @@
 """What a build takes: peak resident memory and seconds of TensorRT-RTX builds on the CPU, plain and with --low-memory.
 
-It is TensorRT-RTX without a GPU, not TensorRT on a board: it checks the rule of `gamma_runtime.engines.memory` and shows
-which options matter to this compiler. Weights are random; they are what a plan consists of.
+It is TensorRT-RTX without a GPU, not TensorRT on a board: it checks the rule of `gamma_runtime.engines.memory` and
+shows which options matter to this compiler. Weights are random; they are what a plan consists of.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _bundle(options: Options) -> Path:
 
 
 def _round(bundle: Path, folder: Path) -> dict[str, Any]:
-    """Every variant of every precision; engines are replaced, so that each prediction is the rule's and not measured."""
+    """Every variant of every precision, into an empty folder, so that each prediction is the rule's."""
     found: dict[str, Any] = {}
     for name, flags in _VARIANTS.items():
         for path in folder.glob("*"):

@@ -15,7 +15,9 @@ from gamma_runtime.errors import EnvironmentFault
 
 __all__ = ["check_engine", "check_products", "count_engine", "count_products"]
 
-_LEAST_SHARE = 0.9  # of the products' weights; the small fp32 products of gates and head are under a hundredth
+# Of the products' weights. Gates and head stay in fp32 by design: 0.8 % of the full model, but 28 % of the tiny ones of
+# tests. A graph that was not converted has next to none.
+_LEAST_SHARE = 0.5
 _NAMES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8", "INT4": "int4"}
 # How the engine inspector calls them. TensorRT 10 writes "Half", "Half(197,1:8,...)" or a sentence such as "Row major
 # linear FP16 format"; 11 has the type in a key of its own.
