@@ -206,7 +206,7 @@ def test_a_hundred_cycles_leave_nothing(bench: Bench) -> None:
         assert not bench.cuda.memory
         assert not bench.cuda.handles
     bench.made.clear()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads  # those of an earlier test may end meanwhile
 
 
 def test_a_leak_would_be_noticed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

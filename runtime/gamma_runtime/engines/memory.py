@@ -52,6 +52,7 @@ _NO_MEMORY = (
     "insufficient memory",
     "could not be allocated",
     "cannot allocate memory",
+    "resource temporarily unavailable",  # a thread's stack could not be had
     "failed to map file to memory",  # the parser's words for a weights file that does not fit the address space
     "check(p) failed",  # Myelin's, after an allocation that gave nothing (seen with RLIMIT_AS)
 )
