@@ -53,7 +53,7 @@ class EngineDevice:
                 self.logger = logger
 
             def deserialize_cuda_engine(self, plan: bytes) -> OrtEngine:
-                graph, least, optimal, most = plan.decode().split("\n")
+                graph, least, optimal, most, _ = plan.decode().split("\n")
                 engine = OrtEngine(Path(graph), device.cuda, ((int(least), int(optimal), int(most)),))
                 engine.logger = self.logger
                 device.engines.append(engine)
@@ -65,14 +65,14 @@ class EngineDevice:
 
 
 def store_plan(
-    bundle: Bundle, name: str, folder: Path | None = None, graph: str | None = None, **changes: Any
+    bundle: Bundle, name: str, folder: Path | None = None, graph: str | None = None, tail: str = "", **changes: Any
 ) -> EngineEntry:
     """Publish a plan of a bundle's graph; ``graph`` lets the plan compute another one than it says."""
     folder = folder or bundle.folder
     entry = next(g for g in bundle.manifest.graphs if g.name == name)
     computed = next(g for g in bundle.manifest.graphs if g.name == (graph or name))
     hashes = {file.name: file.sha256 for file in bundle.manifest.files}
-    content = "\n".join([str(bundle.folder / computed.onnx), *map(str, entry.batch)]).encode()
+    content = "\n".join([str(bundle.folder / computed.onnx), *map(str, entry.batch), tail]).encode()
     digest = hashlib.sha256(content).hexdigest()
     stem = f"{name}-fp32-trt10.3.0-sm87-{digest[:8]}"
     made = EngineEntry.model_validate(

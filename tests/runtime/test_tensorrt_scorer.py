@@ -96,6 +96,25 @@ def test_engine_of_another_graph_is_refused(device: EngineDevice, bundle: Bundle
         gamma_runtime.load(bundle, backend="tensorrt")
 
 
+def test_a_plan_replaced_while_it_is_opened_is_followed(
+    device: EngineDevice, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gamma_runtime.engines import run
+
+    store_plan(bundle, "joint")
+    real, replaced = run.load_engine, []
+
+    def late(*arguments: Any) -> Any:
+        if not replaced:
+            replaced.append(store_plan(bundle, "joint", tail="another build"))
+        return real(*arguments)
+
+    monkeypatch.setattr(run, "load_engine", late)
+    with gamma_runtime.load(bundle, backend="tensorrt") as scorer:
+        assert scorer.score(photo(300, 260)).value > 0
+    assert replaced
+
+
 def test_changed_plan_is_refused(device: EngineDevice, bundle: Bundle) -> None:
     plan = bundle.folder / store_plan(bundle, "joint").file
     plan.write_bytes(plan.read_bytes().replace(b"1", b"2", 1))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from gamma_runtime.bundle import read_engines
 from gamma_runtime.engines.build import build_engines
 from gamma_runtime.engines.host import this_device
 from gamma_runtime.engines.load import fitting_engine, load_engine
@@ -17,7 +18,7 @@ from gamma_runtime.engines.options import LABELS, EngineOptions, Flavour
 from gamma_runtime.engines.runtime_cache import RuntimeCache
 from gamma_runtime.engines.store import publish
 from gamma_runtime.engines.use import EngineUse
-from gamma_runtime.errors import EXIT_GATE, EnvironmentFault, GammaError, InputError, OutputError
+from gamma_runtime.errors import EXIT_GATE, EnvironmentFault, GammaError, InputError, IntegrityError, OutputError
 from gamma_runtime.files import TEMPORARY_PREFIX
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = ["DriftError", "open_engines", "rebuild"]
 
 _LOG = logging.getLogger(__name__)
 _LOCK_TIMEOUT = 60.0  # seconds
+_GENERATIONS = 10  # builds in a row that a reader follows before it gives up
 
 
 class DriftError(EnvironmentFault):
@@ -52,16 +54,36 @@ def open_engines(
         bundle.graph(scene, precision)  # refused in the bundle's words
     flavour = cast("Flavour", backend)
     device = this_device(flavour)
+    folder = use.engine_dir or bundle.folder
+    for _ in range(_GENERATIONS):
+        listed = read_engines(folder)
+        entries = _fitting_or_built(bundle, scenes, precision, device, use)
+        try:
+            return _open_all(bundle, entries, use)
+        except IntegrityError:
+            if read_engines(folder) == listed:
+                raise
+    return _open_all(bundle, _fitting(bundle, scenes, precision, device, use), use)  # else: replaced in the meantime
+
+
+def _fitting_or_built(
+    bundle: Bundle, scenes: Sequence[str], precision: str | None, device: Device, use: EngineUse
+) -> list[EngineEntry]:
     try:
-        entries = _fitting(bundle, scenes, precision, device, use)
+        return _fitting(bundle, scenes, precision, device, use)
     except EnvironmentFault as error:
         if not use.rebuild_ok:
             if error.hint:
                 error.hint += "; or let it be built now: --rebuild-ok"
             raise
         _LOG.warning("%s", error.message)
-        rebuild(bundle, scenes, precision, flavour, use)
-        entries = _fitting(bundle, scenes, precision, device, use)
+    rebuild(bundle, scenes, precision, device.flavour, use)
+    return _fitting(bundle, scenes, precision, device, use)
+
+
+def _open_all(
+    bundle: Bundle, entries: Sequence[EngineEntry], use: EngineUse
+) -> list[tuple[GraphEntry, TensorRtBackend]]:
     opened: list[tuple[GraphEntry, TensorRtBackend]] = []
     with contextlib.ExitStack() as undo:
         for entry in entries:

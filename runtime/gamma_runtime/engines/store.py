@@ -156,7 +156,7 @@ def read_recorded(folder: Path, name: str, size: int, sha256: str) -> bytes:
         raise IntegrityError(f"{path}: in {ENGINES}, but {error.strerror}", hint=_REBUILD) from error
     with os.fdopen(handle, "rb") as stream:
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:  # 0: replaced since it was opened, and whole
             raise IntegrityError(f"{path}: not a plain file of its own (link, device or pipe)", hint=_REBUILD)
         if status.st_size != size:
             raise IntegrityError(f"{path}: {status.st_size} bytes, {ENGINES} says {size}", hint=_REBUILD)
