@@ -58,6 +58,7 @@ def test_export_full(work: Path) -> None:
 
 
 @needs_rtx
+@pytest.mark.long
 def test_build_memory(work: Path) -> None:
     output, result = _run("build_memory", work)
     assert result["what"].endswith("not TensorRT, not a board")
