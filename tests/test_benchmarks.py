@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.common import RESULTS, ROOT, Bystanders, run_child
 from gamma_runtime.errors import EnvironmentFault
+from tests.runtime.engine_bundle import needs_rtx
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,20 @@ def test_export_full(work: Path) -> None:
     assert sum(steps.values()) < one["seconds"]
     assert [goal["limit"] for goal in result["goals"]] == [90.0, 4.0, 350.0]
     assert output.startswith("a tiny model: its numbers say nothing")
+
+
+@needs_rtx
+@pytest.mark.long
+def test_build_memory(work: Path) -> None:
+    output, result = _run("build_memory", work)
+    assert result["what"].endswith("not TensorRT, not a board")
+    assert set(result["worst"]) == {
+        f"{precision} {variant}" for precision in ("fp32", "fp16") for variant in ("plain", "low memory", "level 0")
+    }
+    for row in result["worst"].values():
+        assert 100 < row["peak_mib"] < row["predicted_mib"] * 1.3  # the libraries alone are 110 MiB
+        assert row["seconds"] > 0
+    assert output.count("predicted") == 6
 
 
 def test_eager_vs_graph(work: Path) -> None:

@@ -299,7 +299,7 @@ def test_dry_run_says_what_would_be_built(tmp_path: Path) -> None:
     assert data["builds"][0]["earlier_seconds"] is None
     table = run("build", folder, "--engine", "tensorrt-rtx", "--dry-run").stdout
     assert "joint fp16" in table
-    assert "nothing was built; memory predicted from: 250 MiB and 3.1 times the weights" in table
+    assert "nothing was built; memory predicted from: 350 MiB and 2.6 times the weights" in table
     assert snapshot(folder) == before
 
 

@@ -134,8 +134,8 @@ _DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "UINT8": "
 def _write_plan(trt: Any, builder: Any, network: Any, config: Any, target: str) -> bool:
     """Build and write the plan; False when TensorRT gave up.
 
-    Where TensorRT can stream the plan (10.9 on, and RTX) it is never held as a whole: at full size the peak is 15 %
-    lower for it (benchmarks/build_memory.py). Otherwise it is held once.
+    Where TensorRT can stream the plan (10.9 on, and RTX) it is never held as a whole: at full size that
+    lowers the peak by 15 % (fp16, TensorRT-RTX 1.7.1 on a CPU: 1297 to 1112 MiB). Otherwise it is held once.
     """
     with Path(target).open("wb") as stream:
         if hasattr(builder, "build_serialized_network_to_stream"):

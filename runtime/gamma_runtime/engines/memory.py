@@ -35,9 +35,9 @@ _UNLIMITED = 1 << 60  # cgroup v1 says "no limit" with a number near 2**63
 _LEAST_WORKSPACE = 64  # MiB; below it TensorRT drops tactics that the products need
 _LOW_WORKSPACE = 256  # MiB; the cap that issue reports found to help on 2 to 8 GB boards (tensorrt_demos#293)
 
-# TensorRT-RTX, measured here on a CPU (benchmarks/results/build_memory-*.json): 0.2 GiB, and up to 3.1 times the
-# weights when the plan is streamed to disk.
-_RTX = (250 * MIB, 3.1)
+# TensorRT-RTX, measured on a CPU (benchmarks/results/build_memory-*.json): 325 MiB for a tiny model, 2.4 times the
+# weights on top at full size, with the plan streamed to disk; and a little room.
+_RTX = (350 * MIB, 2.6)
 # TensorRT, from reports: loading the builder's kernel library took 1454 to 1799 MiB of host and 266 to 312 MiB of GPU
 # memory (MemUsageChange lines in NVIDIA/TensorRT#3566 and TensorRT-LLM#102, #538, both x86); Torch-TensorRT's
 # documentation reckons with 2 to 5 times the weights on the host (3 without needless copies) and 2 times on the GPU.
@@ -94,7 +94,7 @@ def predict(flavour: Flavour, weights: int, earlier_peak: int | None = None) -> 
 
     Example:
         >>> predict("tensorrt-rtx", 344_850_452).host >> 20
-        1269
+        1205
     """
     rtx = flavour == "tensorrt-rtx"
     base, factor = _RTX if rtx else _HOST
