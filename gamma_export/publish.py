@@ -122,7 +122,14 @@ def staging(out: Path) -> Iterator[Path]:
             raise OutputError(
                 f"{out}: cannot be made ({error.strerror})", hint="check the path and the permissions"
             ) from error
-        yield stage
+        try:
+            yield stage
+        except Exception as error:
+            if stage.is_dir():
+                raise
+            raise OutputError(
+                f"{out}: removed while the bundle was being made there ({stage.name} is gone)", hint="export again"
+            ) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if not existed:

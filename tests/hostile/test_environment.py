@@ -100,3 +100,34 @@ def test_a_command_called_from_python_gives_the_signal_handlers_back(large: Path
     before = signal.getsignal(signal.SIGTERM)
     assert tiny_export.command("run", exported(), str(large)) == 0
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_commands_that_only_read_end_as_they_are_told(command: str, number: int, code: int) -> None:
+    """Told as soon as they have said something; they end before they are done, and without a traceback."""
+    many = [tiny_export.photos()] * 400
+    words = [exported(), *(many if command == "run" else ["--against", tiny_export.checkpoint()])]
+    argv = [str(Path(sys.executable).parent / f"gamma-{command}"), *map(str, words)]
+
+    def as_in_a_shell() -> None:  # a background job of some shells ignores SIGINT, and so would its children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    with subprocess.Popen(
+        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, preexec_fn=as_in_a_shell
+    ) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == code, first + rest
+    assert "Traceback" not in rest
+
+
+def test_a_clock_that_jumps_cannot_matter() -> None:
+    """Durations come from the monotonic clock; only the age of a leftover file, which has no other, is by the wall."""
+    root = Path(__file__).parents[2]
+    homes = ("gamma_export", "runtime/gamma_runtime", "calib/gamma_calib", "training/gamma_training")
+    files = [path for home in homes for path in (root / home).rglob("*.py")]
+    users = {path.name: path.read_text().count("time.time(") for path in files}
+    assert {name: count for name, count in users.items() if count} == {"files.py": 1}
