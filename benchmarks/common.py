@@ -24,7 +24,7 @@ from typing import Any
 
 from gamma_runtime.cli import log, option
 from gamma_runtime.engines.host import memory_mib
-from gamma_runtime.errors import EnvironmentFault, UsageError
+from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, EnvironmentFault, UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -193,6 +193,15 @@ class Goal:
 
     def __str__(self) -> str:
         return f"{self.what}: {self.measured:.4g} {self.unit}, {'met' if self.met else 'NOT met'}"
+
+
+def exit_code(options: BenchmarkOptions, doubts: Sequence[str], judged: Sequence[Goal]) -> int:
+    """0, or 8: the measurement is not valid, or 7: a goal is not met; a tiny model's numbers are not judged."""
+    if options.tiny:
+        return EXIT_OK
+    if doubts:
+        return EXIT_INVALID_MEASUREMENT
+    return EXIT_OK if all(goal.met for goal in judged) else EXIT_GATE
 
 
 def write_result(name: str, options: BenchmarkOptions, result: dict[str, Any]) -> Path:

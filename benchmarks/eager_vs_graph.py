@@ -20,6 +20,7 @@ from common import (
     Goal,
     checkpoint,
     command,
+    exit_code,
     machine_facts,
     run_child,
     run_script,
@@ -29,7 +30,7 @@ from common import (
 from contender import POLICY, SCENE
 
 from gamma_runtime.cli import log, option, out, run_command
-from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, UsageError
+from gamma_runtime.errors import UsageError
 
 EAGER = "eager"
 CONTENDERS = (EAGER, "onnxruntime", "openvino")
@@ -171,11 +172,7 @@ def measure(options: Options) -> int:
     }
     write_result("eager_vs_graph", options, result)
     out(paragraph(result))
-    if options.tiny:
-        return EXIT_OK
-    if doubts:
-        return EXIT_INVALID_MEASUREMENT
-    return EXIT_OK if all(goal.met for goal in judged) else EXIT_GATE
+    return exit_code(options, doubts, judged)
 
 
 if __name__ == "__main__":

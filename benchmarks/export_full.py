@@ -21,6 +21,7 @@ from common import (
     Goal,
     checkpoint,
     command,
+    exit_code,
     machine_facts,
     run_child,
     spread,
@@ -28,7 +29,6 @@ from common import (
 )
 
 from gamma_runtime.cli import log, out, run_command
-from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK
 
 MAX_SECONDS, MAX_BYTES_MEMORY, MAX_BYTES_BUNDLE = 90.0, 4e9, 350e6
 MAX_SPREAD = 0.25
@@ -102,11 +102,7 @@ def measure(options: BenchmarkOptions) -> int:
         out("a tiny model: its numbers say nothing about the goals")
     for line in [*map(str, judged), *(f"not valid: {doubt}" for doubt in doubts)]:
         out(line)
-    if options.tiny:
-        return EXIT_OK
-    if doubts:
-        return EXIT_INVALID_MEASUREMENT
-    return EXIT_OK if all(goal.met for goal in judged) else EXIT_GATE
+    return exit_code(options, doubts, judged)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from common import (
     Goal,
     checkpoint,
     command,
+    exit_code,
     machine_facts,
     run_child,
     run_script,
@@ -29,7 +30,7 @@ from common import (
 )
 
 from gamma_runtime.cli import log, option, out, run_command
-from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, UsageError
+from gamma_runtime.errors import UsageError
 
 CONTENDERS = {"one after another": ["--decode-threads", "0"], "overlapped": []}
 PLAIN, OVERLAPPED = CONTENDERS
@@ -134,11 +135,7 @@ def measure(options: Options) -> int:
         out(f"{name}: {one['images_per_second']:.2f} images/s, {one['ratio']:.2f} times as fast")
     for doubt in doubts:
         out(f"not valid: {doubt}")
-    if options.tiny:
-        return EXIT_OK
-    if doubts:
-        return EXIT_INVALID_MEASUREMENT
-    return EXIT_OK if all(goal.met for goal in judged) else EXIT_GATE
+    return exit_code(options, doubts, judged)
 
 
 if __name__ == "__main__":
