@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from gamma_runtime import backends
-from gamma_runtime.backends.base import Floats, NonFiniteError, Outputs
-from gamma_runtime.backends.tensorrt_ import TensorRtBackend
-from gamma_runtime.cuda.arrays import DeviceCrops, DeviceFrame
+from gamma_runtime.backends.base import Floats, NonFiniteError
+from gamma_runtime.cuda.arrays import DeviceCrops
 from gamma_runtime.decode import Pixels
-from gamma_runtime.engines.run import open_engines
 from gamma_runtime.errors import GammaError, InputError, IntegrityError, without_frames
 
 if TYPE_CHECKING:
@@ -38,6 +36,8 @@ def open_graphs(
     graphs: list[OpenGraph] = []
     with contextlib.ExitStack() as undo:
         if backend in backends.ENGINES:
+            from gamma_runtime.engines.run import open_engines  # with all that builds engines
+
             backends.choose(backend, precision or "")
             for entry, compiled in open_engines(bundle, scenes, precision, backend, use):
                 undo.callback(compiled.close)
@@ -146,7 +146,7 @@ class OpenGraph:
     def _run_batch(self, images: list[Pixels]) -> list[tuple[Floats, Floats] | GammaError]:
         filled = images + [images[-1]] * (self.entry.batch[0] - len(images))
         try:
-            outputs = self._infer(filled)
+            outputs = self.backend.infer_images(filled)
         except NonFiniteError as error:
             if len(images) == 1:
                 return [without_frames(error)]
@@ -154,13 +154,6 @@ class OpenGraph:
         score = outputs.score.reshape(len(filled), -1)
         crop_scores = outputs.crop_scores.reshape(len(filled), self.backend.io.crops, -1)
         return [(score[i], crop_scores[i]) for i in range(len(images))]
-
-    def _infer(self, images: list[Pixels]) -> Outputs:
-        candidates: list[object] = list(images)
-        on_device = [one for one in candidates if isinstance(one, DeviceCrops | DeviceFrame)]
-        if len(on_device) == len(images) and isinstance(self.backend, TensorRtBackend):
-            return self.backend.infer_device(on_device)
-        return self.backend.infer(np.stack(images))
 
     def column(self, scene: str) -> int:
         """Where a scene's score lies in the last dimension.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import weakref
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias, overload
@@ -67,8 +68,9 @@ class Panel:
         self._range = (min(levels), max(levels))
         label = bundle.manifest.checkpoint.label
         self._labels = (label,) if label else ()
-        self._open = True
         OPENCV.hold()
+        self._release = weakref.finalize(self, OPENCV.release)  # once: by `close`, or when nobody has it any more
+        self._release.atexit = False
 
     @property
     def range(self) -> tuple[float, float]:
@@ -127,9 +129,7 @@ class Panel:
         """Free the graphs; calling it twice is fine."""
         for graph in self._graphs:
             graph.backend.close()
-        if self._open:
-            self._open = False
-            OPENCV.release()
+        self._release()
 
     def __enter__(self) -> Self:
         return self

@@ -163,7 +163,7 @@ class OpenCvThreads:
 
     def reset(self) -> None:
         """A forked child goes on with what was set, and a lock of its own."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a forgotten bundle may be collected, and released, in the middle of `hold`
 
     def hold(self) -> None:
         """One more bundle is open; without OpenCV nothing happens."""

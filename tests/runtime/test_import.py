@@ -34,3 +34,12 @@ def test_scoring_needs_no_torch_and_no_onnx() -> None:
     """Even where both are installed."""
     code = "from gamma_runtime.decode import decode\nimport gamma_runtime.scorer, gamma_runtime.manifest"
     assert not modules_after(code) & {"torch", "onnx"}
+
+
+def test_scoring_on_a_cpu_imports_nothing_that_builds_or_runs_engines() -> None:
+    code = "import sys, gamma_runtime.scorer\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "gamma_runtime.graphs" in loaded
+    assert not loaded & {f"gamma_runtime.engines.{name}" for name in ("build", "worker", "store", "load", "run")}
+    assert "gamma_runtime.backends.tensorrt_" not in loaded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -142,6 +143,7 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
 
 
 def test_opencv_is_given_back(tmp_path: Path) -> None:
+    gc.collect()  # what an earlier test left open
     bundle = make_bundle(tmp_path / "t.gamma")
     before = cv2.getNumThreads()
     try:
@@ -156,6 +158,21 @@ def test_opencv_is_given_back(tmp_path: Path) -> None:
         with load(bundle):
             cv2.setNumThreads(3)
         assert cv2.getNumThreads() == 3, "whoever sets it in between has the last word"
+    finally:
+        cv2.setNumThreads(before)
+
+
+def test_opencv_is_given_back_when_nobody_closes(tmp_path: Path) -> None:
+    gc.collect()
+    bundle = make_bundle(tmp_path / "t.gamma")
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(2)
+        forgotten = load(bundle)
+        assert cv2.getNumThreads() == 1
+        del forgotten
+        gc.collect()
+        assert cv2.getNumThreads() == 2
     finally:
         cv2.setNumThreads(before)
 

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -140,6 +140,14 @@ class Backend(abc.ABC):
         self._check(crops)
         contiguous = np.ascontiguousarray(crops)
         return self._timed(lambda: self._infer(contiguous), len(crops))
+
+    def infer_images(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """Like `infer`, of images that are not stacked yet; a backend of a GPU leaves those that lie there in place.
+
+        Raises:
+            GammaError: as `infer`.
+        """
+        return self.infer(np.stack(images))
 
     def close(self) -> None:
         """Free the compiled graph; calling it twice is fine, and in a forked child nothing happens."""

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from gamma_runtime.backends.base import Backend, Outputs, read_io
 from gamma_runtime.backends.tensorrt_session import HungError, Session, Source, read_tensors
 from gamma_runtime.cuda.api import CudaError, CudaRt
+from gamma_runtime.cuda.arrays import DeviceCrops, DeviceFrame
 from gamma_runtime.engines.use import EngineUse
 from gamma_runtime.errors import EnvironmentFault, InputError
 
 if TYPE_CHECKING:
-    from gamma_runtime.cuda.arrays import DeviceCrops, DeviceFrame
     from gamma_runtime.engines.load import LoadedEngine
     from gamma_runtime.engines.runtime_cache import RuntimeCache
 
@@ -85,17 +85,21 @@ class TensorRtBackend(Backend):
         self._sessions: dict[int, Session] = {}
         self._table = threading.RLock()  # a thread's end may be noticed in the middle of anything
 
-    def infer_device(self, images: Sequence[DeviceCrops | DeviceFrame]) -> Outputs:
-        """Like `infer` for images that lie on the device: crops or frames are copied there, and never to the host.
+    def infer_images(self, images: Sequence[NDArray[np.uint8]]) -> Outputs:
+        """Like `infer`; when all images lie on the device, crops or frames are copied there and never to the host.
 
         Raises:
             GammaError: as `infer`.
         """
-        if any(one.shape != self.io.image_shape for one in images):
-            found = [list(one.shape) for one in images]
+        candidates: Sequence[object] = images
+        on_device = [one for one in candidates if isinstance(one, DeviceCrops | DeviceFrame)]
+        if len(on_device) < len(images):
+            return super().infer_images(images)
+        if any(one.shape != self.io.image_shape for one in on_device):
+            found = [list(one.shape) for one in on_device]
             raise InputError(f"{self.graph}: images of {found}; the graph takes {list(self.io.image_shape)}")
-        self._check_batch(len(images))
-        return self._timed(lambda: self._run(list(images)), len(images))
+        self._check_batch(len(on_device))
+        return self._timed(lambda: self._run(on_device), len(on_device))
 
     @property
     def contexts(self) -> int:
