@@ -133,12 +133,13 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
         with backends.create("onnxruntime", graph, threads=asked) as backend:
             options = backend._session.get_session_options()  # type: ignore[attr-defined]
             assert (options.intra_op_num_threads, options.inter_op_num_threads) == (wanted, 1)
-            assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+            assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+            assert options.get_session_config_entry("session.force_spinning_stop") == "1", "only while a call runs"
             assert backend.threads == wanted
         with backends.create("openvino", graph, threads=asked) as backend:
             compiled = backend._compiled  # type: ignore[attr-defined]
             assert compiled.get_property("INFERENCE_NUM_THREADS") <= wanted
-            assert compiled.get_property("ENABLE_CPU_PINNING") is False
+            assert compiled.get_property("ENABLE_CPU_PINNING") is (wanted >= usable_cpus())
             assert backend.threads == wanted
 
 

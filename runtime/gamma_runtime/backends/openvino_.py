@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gamma_runtime.backends.base import Backend, Outputs, Shape, read_io
 from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
-from gamma_runtime.threads import inference_threads
+from gamma_runtime.threads import inference_threads, usable_cpus
 
 __all__ = ["OpenVinoBackend"]
 
@@ -32,7 +32,8 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": count,
-            "ENABLE_CPU_PINNING": False,  # two processes, or two bundles, would be pinned to the same processors
+            # Where a call takes every processor. With fewer threads, two processes would be pinned to the same ones.
+            "ENABLE_CPU_PINNING": count >= usable_cpus(),
         }
         try:
             compiled = ov.Core().compile_model(str(graph.absolute()), _DEVICE, config)
