@@ -33,8 +33,8 @@ class OnnxRuntimeBackend(Backend):
         options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
         options.intra_op_num_threads = count  # left alone, the library also pins them to processors
         options.inter_op_num_threads = 1
-        # Threads spin between the products of a call (sleeping costs a few percent), on processors that `BUDGET` has given to the
-        # call; when it ends they stop at once, or they would keep a decoder off its processor.
+        # Threads spin between the products of a call (sleeping costs a few percent), on processors that `BUDGET` has
+        # given to the call; when it ends they stop at once, or they would keep a decoder off its processor.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1")
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
