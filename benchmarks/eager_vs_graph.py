@@ -43,7 +43,7 @@ class Options(BenchmarkOptions):
     """Flags of this benchmark."""
 
     rounds: int = option(5, "how often every contender runs")
-    calls: int = option(2, "timed calls of a contender in a round, after one warm-up")
+    calls: int = option(3, "timed calls of a contender in a round, after the warm-up")
     threads: int | None = option(None, "CPU threads of every contender; each library's own choice when left out")
 
     def __post_init__(self) -> None:
