@@ -6,6 +6,8 @@ Shapes in comments: B images or prompts, L tokens, D width, E adaptive experts.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
@@ -112,8 +114,9 @@ class Transformer(nn.Module):
         super().__init__()
         self.resblocks = nn.ModuleList(Block(dims, i) for i in range(dims.layers))
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        for block in self.resblocks:
+    def forward(self, x: Tensor, causal: bool = False, first: int = 0, stop: int | None = None) -> Tensor:
+        """Blocks ``first`` to ``stop`` (all by default): (B, L, D) -> (B, L, D)."""
+        for block in itertools.islice(self.resblocks, first, stop):
             x = block(x, causal)
         return x
 
@@ -132,12 +135,16 @@ class VisionTower(nn.Module):
         self.transformer = Transformer(dims.vision)
         self.ln_post = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
 
-    def class_token(self, x: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) -> the class token after the last block, (B, D)."""
+    def embed(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> what the first block sees, (B, L, D)."""
         patches = self.conv1(x).flatten(2).transpose(1, 2)  # (B, L-1, D)
         classes = self.class_embedding.expand(len(x), 1, -1)
-        tokens = torch.cat([classes, patches], dim=1) + self.positional_embedding
-        out: Tensor = self.transformer(self.ln_pre(tokens))[:, 0]
+        out: Tensor = self.ln_pre(torch.cat([classes, patches], dim=1) + self.positional_embedding)
+        return out
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> the class token after the last block, (B, D)."""
+        out: Tensor = self.transformer(self.embed(x))[:, 0]
         return out
 
     def forward(self, x: Tensor) -> Tensor:
