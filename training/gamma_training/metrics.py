@@ -55,7 +55,7 @@ def correlations(predictions: ArrayLike, targets: ArrayLike) -> Correlations:
     found, wanted = _pair(predictions, targets)
     count = len(found)
     if not count or _not_finite(found, wanted):
-        return Correlations(*[math.nan] * 4, count, _why(found, wanted))
+        return Correlations(math.nan, math.nan, math.nan, math.nan, count, _why(found, wanted))
     values = _Statistics(found, wanted)(np.ones((1, count)))
     return Correlations(**{name: float(values[name][0]) for name in METRICS}, count=count, reason=_why(found, wanted))
 
@@ -214,7 +214,8 @@ def _pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
     x = x - (weights * x).sum(axis=1, keepdims=True) / total
     y = y - (weights * y).sum(axis=1, keepdims=True) / total
     spread = np.sqrt((weights * x * x).sum(axis=1)) * np.sqrt((weights * y * y).sum(axis=1))
-    return np.clip((weights * x * y).sum(axis=1) / spread, -1.0, 1.0)
+    within: Floats = np.clip((weights * x * y).sum(axis=1) / spread, -1.0, 1.0)
+    return within
 
 
 def _tied_pairs(counts: Floats) -> Floats:
