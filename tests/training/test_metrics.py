@@ -57,7 +57,7 @@ def test_correlations_agree_with_scipy(count, levels):
 def test_resamples_agree_with_scipy_on_the_drawn_list(levels):
     scores, targets = photos(40, levels)
     statistics = metrics._Statistics(scores, targets)
-    for weights in metrics._resamples(40, 20, seed=3):
+    for weights in metrics._resamples(np.arange(40), 20, seed=3):
         made = statistics(weights)
         for draw, counts in enumerate(weights.astype(int)):
             drawn = np.repeat(np.arange(40), counts)
@@ -99,6 +99,8 @@ def test_nearly_constant_scores_are_no_warning():
 def test_lists_of_two_lengths_are_a_bug():
     with pytest.raises(ValueError, match=r"predictions \(2,\) and targets \(3,\)"):
         correlations([1.0, 2.0], [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="1 groups for 3 photos"):
+        bootstrap([1.0, 2.0, 3.0], [1.0, 2.0, 3.0], groups=["a"])
 
 
 def test_intervals_are_seeded_and_hold_the_value():
@@ -131,6 +133,29 @@ def test_intervals_agree_with_scipys():
         rng=np.random.default_rng(9),
     ).confidence_interval
     assert bootstrap(scores, targets)["plcc"] == pytest.approx(tuple(wanted), abs=0.015)
+
+
+def test_copies_of_one_photo_are_drawn_together():
+    """Ten copies of each of twelve photos are twelve photos, not 120: the interval is that of the twelve."""
+    scores, targets = photos(12)
+    names = [f"photo {index}" for index in range(12)]
+    alone = bootstrap(scores, targets, draws=4000)
+    copies = bootstrap(np.repeat(scores, 10), np.repeat(targets, 10), draws=4000, groups=np.repeat(names, 10).tolist())
+    naive = bootstrap(np.repeat(scores, 10), np.repeat(targets, 10), draws=4000)
+    for name in ("srcc", "plcc", "rmse"):
+        assert copies[name] == pytest.approx(alone[name], abs=1e-9)
+        assert np.ptp(naive[name]) < 0.5 * np.ptp(alone[name])
+
+
+def test_groups_of_different_sizes_agree_with_scipy():
+    scores, targets = photos(30, levels=6)
+    groups = [index * index // 60 for index in range(30)]
+    made = metrics.resampled(scores, targets, draws=20, seed=2, groups=groups)
+    for draw, weights in enumerate(next(metrics._resamples(metrics._members(groups, 30), 20, seed=2)).astype(int)):
+        drawn = np.repeat(np.arange(30), weights)
+        assert len(set(weights[np.array(groups) == 0])) == 1
+        found = {name: made[name][draw] for name in METRICS}
+        assert found == pytest.approx(scipys(scores[drawn], targets[drawn]), abs=1e-12)
 
 
 def test_draws_do_not_depend_on_how_many_are_made_at_once(monkeypatch):

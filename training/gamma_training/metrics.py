@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRICS", "Correlations", "bootstrap", "correlations", "paired_bootstrap"]
+__all__ = ["METRICS", "Correlations", "bootstrap", "correlations", "interval", "paired_bootstrap", "resampled"]
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -61,7 +61,11 @@ def correlations(predictions: ArrayLike, targets: ArrayLike) -> Correlations:
 
 
 def bootstrap(
-    predictions: ArrayLike, targets: ArrayLike, draws: int = 1000, seed: int = 0
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of every statistic of `correlations`: photos are drawn anew, with replacement.
 
@@ -73,34 +77,66 @@ def bootstrap(
         targets: [P].
         draws: resamples.
         seed: of the draws; the same seed gives the same intervals.
+        groups: of photos that are drawn together, a name for each [P]: the copies of one photo are no independent
+            photos, and intervals that take them for such are too narrow. Each photo is its own when None.
 
     Raises:
-        ValueError: not two lists of one length.
+        ValueError: not lists of one length.
+    """
+    drawn = resampled(predictions, targets, draws, seed, groups)
+    return {name: interval(values) for name, values in drawn.items()}
+
+
+def resampled(
+    predictions: ArrayLike,
+    targets: ArrayLike,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
+) -> dict[str, Floats]:
+    """What `bootstrap` takes its intervals from: every statistic of every draw, each [draws]; NaN where it has none.
+
+    Raises:
+        ValueError: not lists of one length.
     """
     found, wanted = _pair(predictions, targets)
     if not len(found) or _not_finite(found, wanted):
-        return dict.fromkeys(METRICS, (math.nan, math.nan))
+        return {name: np.full(draws, math.nan) for name in METRICS}
     statistics = _Statistics(found, wanted)
-    parts = [statistics(weights) for weights in _resamples(len(found), draws, seed)]
-    return {name: _interval(np.concatenate([part[name] for part in parts])) for name in METRICS}
+    parts = [statistics(weights) for weights in _resamples(_members(groups, len(found)), draws, seed)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
 
 def paired_bootstrap(
-    first: ArrayLike, second: ArrayLike, targets: ArrayLike, draws: int = 1000, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    targets: ArrayLike,
+    draws: int = 1000,
+    seed: int = 0,
+    groups: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
     """95 % interval of Spearman's of ``first`` minus that of ``second``, both on the same drawn photos.
 
     Much narrower than two separate intervals: what the choice of photos does to both cancels out.
 
     Raises:
-        ValueError: the three lists are not of one length.
+        ValueError: the lists are not of one length.
     """
     (one, wanted), (other, _) = _pair(first, targets), _pair(second, targets)
-    if not len(one) or _not_finite(one, wanted) or _not_finite(other, wanted):
+    if not len(one) or _not_finite(one, wanted, other):
         return math.nan, math.nan
     left, right = _Statistics(one, wanted), _Statistics(other, wanted)
-    gaps = [left.spearman(weights) - right.spearman(weights) for weights in _resamples(len(one), draws, seed)]
-    return _interval(np.concatenate(gaps))
+    weights = _resamples(_members(groups, len(one)), draws, seed)
+    return interval(np.concatenate([left.spearman(some) - right.spearman(some) for some in weights]))
+
+
+def interval(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of what is known of ``values`` [D]; NaN twice where nothing is."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.percentile(known, _TAILS)
+    return float(low), float(high)
 
 
 def _pair(predictions: ArrayLike, targets: ArrayLike) -> tuple[Floats, Floats]:
@@ -127,22 +163,26 @@ def _why(found: Floats, wanted: Floats) -> str | None:
     return None
 
 
-def _resamples(count: int, draws: int, seed: int) -> Iterator[Floats]:
-    """How often each of ``count`` photos was drawn, [D, P] for some draws at a time."""
+def _members(groups: Sequence[Hashable] | None, count: int) -> NDArray[np.intp]:
+    """The number of each photo's group [P]."""
+    if groups is None:
+        return np.arange(count)
+    if len(groups) != count:
+        raise ValueError(f"{len(groups)} groups for {count} photos")
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.intp)
+
+
+def _resamples(members: NDArray[np.intp], draws: int, seed: int) -> Iterator[Floats]:
+    """How often each photo was drawn, [D, P] for some draws at a time."""
     numbers = np.random.default_rng(seed)
-    most = max(1, _AT_ONCE // count)
+    count = int(members.max()) + 1
+    most = max(1, _AT_ONCE // len(members))
     for start in range(0, draws, most):
         rows = min(most, draws - start)
         drawn = numbers.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
-
-
-def _interval(values: Floats) -> tuple[float, float]:
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return math.nan, math.nan
-    low, high = np.percentile(known, _TAILS)
-    return float(low), float(high)
+        times = np.bincount(drawn.ravel(), minlength=rows * count).reshape(rows, count)
+        yield times[:, members].astype(np.float64)
 
 
 class _Groups:
@@ -180,12 +220,12 @@ class _Statistics:
         self._by_x = np.lexsort((self._y.of, self._x.of))
 
     def __call__(self, weights: Floats) -> dict[str, Floats]:
-        share = weights / len(self._found)
+        squares = np.square(self._found - self._wanted)
         return {
             "srcc": self.spearman(weights),
             "plcc": self._where(weights, lambda: _pearson(self._found[None], self._wanted[None], weights)),
             "krcc": self._where(weights, lambda: self._kendall(weights)),
-            "rmse": np.sqrt((share * np.square(self._found - self._wanted)).sum(axis=1)),
+            "rmse": np.sqrt((weights * squares).sum(axis=1) / weights.sum(axis=1)),
         }
 
     def spearman(self, weights: Floats) -> Floats:
@@ -200,7 +240,7 @@ class _Statistics:
 
     def _kendall(self, weights: Floats) -> Floats:
         """tau-b: (concordant - discordant pairs) / the geometric mean of the pairs untied in each list."""
-        pairs = len(self._found) * (len(self._found) - 1) / 2
+        pairs = _tied_pairs(weights.sum(axis=1, keepdims=True))
         tied_x, tied_y, tied = (_tied_pairs(group.counts(weights)) for group in (self._x, self._y, self._both))
         discordant = _inversions(self._y.of[self._by_x], weights[:, self._by_x])
         surplus = pairs - tied_x - tied_y + tied - 2 * discordant
@@ -210,7 +250,7 @@ class _Statistics:
 
 def _pearson(x: Floats, y: Floats, weights: Floats) -> Floats:
     """Of [D or 1, P] each, the photos counted ``weights`` [D, P] times."""
-    total = weights.shape[1]
+    total = weights.sum(axis=1, keepdims=True)
     x = x - (weights * x).sum(axis=1, keepdims=True) / total
     y = y - (weights * y).sum(axis=1, keepdims=True) / total
     spread = np.sqrt((weights * x * x).sum(axis=1)) * np.sqrt((weights * y * y).sum(axis=1))
