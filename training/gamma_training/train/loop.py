@@ -1,0 +1,363 @@
+"""The loop: epochs of steps, a validation after each, states to resume from, the best weights kept."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gamma_runtime.cli import log, require
+from gamma_runtime.errors import InputError, OutputError, UsageError
+from gamma_runtime.steps import Steps
+from gamma_training.train.config import TrainConfig
+from gamma_training.train.distributed import Group, process_group
+from gamma_training.train.state import Progress, load_state, save_state
+
+if TYPE_CHECKING:
+    import torch
+
+    from gamma_training.checkpoint import Checkpoint
+
+__all__ = ["BEST", "LAST", "STATE", "TrainReport", "train"]
+
+BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReport:
+    """What came of a run: ``best`` was chosen on the validation photos and then judged once on the test photos."""
+
+    best: Path
+    epochs: int
+    steps: int
+    seconds: float
+    trained: int
+    frozen: int
+    validation: dict[str, Any] | None
+    test: dict[str, Any] | None
+
+
+def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = None) -> TrainReport | None:
+    """Train by the configuration; under torchrun every process calls it, and only the first one gets a report.
+
+    Args:
+        config: see `TrainConfig`.
+        resume: go on from the folder's state file, if there is one.
+        steps: progress; silent when None.
+
+    Raises:
+        GammaError: of any class; what was trained until the last saved state can be resumed.
+
+    Example:
+        >>> report = train(read_config(Path("mine.yaml")))
+        >>> report.validation["mean"]["srcc"]
+        0.81
+    """
+    torch = require("torch", "train")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    state = config.out / STATE
+    if state.is_file() and not resume:
+        raise UsageError(f"{config.out}: a run lies there", hint="--resume goes on with it; or another out")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{config.out}: cannot be made ({error.strerror})") from error
+    with process_group(config.device) as group:
+        run = _Run(config, group, steps or Steps() if group.leads else Steps())
+        if state.is_file():
+            run.resume()
+        run.epochs()
+        if group.leads:
+            return run.report()
+        run.judge_test()
+        return None
+
+
+class _Run:
+    """One process of a run."""
+
+    def __init__(self, config: TrainConfig, group: Group, steps: Steps) -> None:
+        from gamma_training.checkpoint import build_model, read_checkpoint
+        from gamma_training.train.cache import open_cache
+        from gamma_training.train.logs import Board
+        from gamma_training.train.objective import Objective
+        from gamma_training.train.photos import open_photos
+        from gamma_training.train.setup import Average, blocks_of, make_optimizer, mark_trained, scaler_for
+
+        if config.batch % (group.size * config.accumulate):
+            raise UsageError(
+                f"batch: {config.batch} cannot be shared by {group.size} processes in {config.accumulate} parts each"
+            )
+        self.config, self.group, self.steps = config, group, steps
+        with steps.step("checkpoint"):
+            self.source: Checkpoint = read_checkpoint(config.base, prompts=config.prompts, licence=config.licence)
+            self.model = build_model(self.source).to(group.device)
+        with steps.step("labelled photos"):
+            self.photos = open_photos(config, self.source.prompts)
+        fresh = frozenset(getattr(self.source, "fresh", ()))
+        self.blocks = blocks_of(config, self.model, fresh)
+        self.weights = mark_trained(config, self.model, self.blocks, fresh)
+        self.optimizer = make_optimizer(config, self.weights, fresh)
+        self.scaler = scaler_for(config, group)
+        self.average = Average(self.weights, config.ema) if config.ema else None
+        self.cache = None
+        if config.cache is not None:
+            self.cache = open_cache(
+                config.out,
+                config.cache,
+                self.model,
+                self.blocks,
+                self.photos.train,
+                self.photos.short_side,
+                seed=config.seed,
+                workers=config.workers,
+                group=group,
+                steps=steps,
+            )
+        self.objective: torch.nn.Module = Objective(self.model, self.blocks)
+        if group.size > 1:
+            from torch.nn.parallel import DistributedDataParallel
+
+            self.objective = DistributedDataParallel(self.objective)
+        self.progress = Progress()
+        self.board = Board(config.out) if group.leads else Board(None)
+        self._prompts = self._tokenize()
+
+    def _tokenize(self) -> dict[str, torch.Tensor]:
+        from gamma_training.tokens import tokenize
+
+        context = self.model.dims.context
+        return {name: tokenize(scene.prompts, context) for name, scene in self.photos.scenes.items()}
+
+    # State.
+
+    @property
+    def _keys(self) -> dict[str, str]:
+        return {"config": self.config.digest, "photos": self.photos.digest, "base": self.source.sha256}
+
+    def resume(self) -> None:
+        """Go on where the state file says."""
+        values = self.average.values if self.average else None
+        path = self.config.out / STATE
+        self.progress = load_state(path, self._keys, self.weights, self.optimizer, values, self.scaler)
+        log(f"resumed after epoch {self.progress.epoch}, step {self.progress.step}") if self.group.leads else None
+
+    def save(self) -> None:
+        """Replace the state file."""
+        if self.group.leads:
+            values = self.average.values if self.average else None
+            path = self.config.out / STATE
+            save_state(path, self._keys, self.progress, self.weights, self.optimizer, values, self.scaler)
+
+    def _write(self, name: str) -> Path:
+        """A checkpoint that gamma-export takes as it is."""
+        from gamma_training.checkpoint import write_safetensors
+
+        path = self.config.out / name
+        write_safetensors(
+            path,
+            self.model.state_dict(),
+            prompts=self.source.prompts,
+            label=self.config.label,
+            licence=self.source.licence,
+        )
+        return path
+
+    # Epochs.
+
+    def epochs(self) -> None:
+        """What is left of the run."""
+        progress, config = self.progress, self.config
+        while not progress.finished:
+            begin = time.monotonic()
+            self._epoch()
+            progress.epoch, progress.step = progress.epoch + 1, 0
+            row: dict[str, Any] = {"epoch": progress.epoch, "loss": _mean(progress.losses[-self.steps_an_epoch :])}
+            if self.photos.val and (progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs):
+                row |= {"validation": self._judge(self.photos.val, "validation")}
+            progress.seconds += time.monotonic() - begin
+            self._keep(row)
+            out_of_patience = config.patience is not None and progress.since_best >= config.patience
+            progress.finished = progress.epoch >= config.epochs or out_of_patience
+            self.save()
+
+    @property
+    def steps_an_epoch(self) -> int:
+        """Whole batches of the training photos."""
+        return len(self.photos.train) // self.config.batch
+
+    def _epoch(self) -> None:
+        from gamma_training.train.photos import batches
+        from gamma_training.train.setup import rate
+        from gamma_training.train.views import epoch_order, steps_of
+
+        config, group, progress = self.config, self.group, self.progress
+        order = epoch_order(self.photos.train, config.balance, config.seed, progress.epoch)
+        all_steps = steps_of(order, config.batch)
+        mine = [step[group.rank :: group.size] for step in all_steps[progress.step :]]
+        self.model.train()
+        what = f"epoch {progress.epoch + 1} of {config.epochs}"
+        with (
+            self.steps.step(what, len(mine)) as tick,
+            contextlib.closing(
+                batches(self.photos, self.cache, mine, config.seed, progress.epoch, config.workers)  # type: ignore[type-var]
+            ) as made,
+        ):
+            for indices, inputs in made:
+                factor = rate(config, progress.epoch, progress.step, len(all_steps))
+                for part in self.optimizer.param_groups:
+                    part["lr"] = part["base"] * factor
+                loss = group.mean(self._step(indices, inputs))
+                progress.step += 1
+                progress.losses.append(loss)
+                if not math.isfinite(loss):
+                    raise InputError(
+                        f"the loss is {loss} at step {len(progress.losses)}", hint="a lower lr, clip, or amp: off"
+                    )
+                self.board.scalar("loss", loss, len(progress.losses))
+                if progress.step % config.save_every == 0 and progress.step < len(all_steps):
+                    self.save()
+                tick(1)
+
+    def _step(self, indices: NDArray[np.int64], inputs: NDArray[Any]) -> float:
+        """One step of the optimiser; the mean loss of this process's photos."""
+        import torch
+
+        from gamma_training.train.objective import loss_of
+
+        config, device = self.config, self.group.device
+        samples = [self.photos.train[index] for index in indices]
+        parts = np.array_split(np.arange(len(samples)), config.accumulate)
+        total = 0.0
+        for number, part in enumerate(parts):
+            chosen = [samples[i] for i in part]
+            columns, tokens = self._text([sample.scene for sample in chosen])
+            targets = torch.tensor([sample.target for sample in chosen], dtype=torch.float32, device=device)
+            values = torch.from_numpy(inputs[part]).to(device)
+            values = values if values.dtype == torch.uint8 else values.float()
+            with self._syncing(number == len(parts) - 1):
+                with self._autocast():
+                    scores = self.objective(values, columns, tokens)
+                weight = config.rank_weight if config.loss == "mse+rank" else 0.0
+                loss = loss_of(scores, targets, [sample.dataset for sample in chosen], weight)
+                self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+            total += float(loss) / len(parts)
+        if config.clip:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), config.clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average:
+            self.average.update(len(self.progress.losses) + 1)
+        return total
+
+    def _text(self, scenes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each photo's column, and the prompts of the scenes that occur, cut to the longest."""
+        import torch
+        from torch.nn.functional import pad
+
+        names = [name for name in self._prompts if name in scenes]
+        tokens = [self._prompts[name] for name in names]
+        length = max(one.shape[1] for one in tokens)
+        rows = torch.cat([pad(one, (0, length - one.shape[1])) for one in tokens])
+        columns = torch.tensor([names.index(scene) for scene in scenes])
+        return columns.to(self.group.device), rows.to(self.group.device)
+
+    def _autocast(self) -> torch.autocast:
+        import torch
+
+        dtype = torch.float16 if self.config.amp == "fp16" else torch.bfloat16
+        return torch.autocast(self.group.device.type, dtype, enabled=self.config.amp != "off")
+
+    def _syncing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients are exchanged with a step's last part."""
+        if self.group.size == 1 or last:
+            return contextlib.nullcontext()
+        made: contextlib.AbstractContextManager[Any] = self.objective.no_sync()  # type: ignore[operator]
+        return made
+
+    # Judging.
+
+    @contextlib.contextmanager
+    def _judged(self) -> Iterator[None]:
+        """The model as it is kept: in eval mode, with averaged weights where there are some."""
+        self.model.eval()
+        with self.average.in_place() if self.average else contextlib.nullcontext():
+            yield
+
+    def _judge(self, samples: tuple[Any, ...], what: str) -> dict[str, Any]:
+        from gamma_training.train.validate import score_photos, summary
+
+        with self._judged(), self.steps.step(f"{what}, {len(samples)} photos", len(samples)) as tick:
+            scores = score_photos(self.model, self.photos, samples, self.group, self.config.workers, tick)
+        return summary(samples, scores)
+
+    def _keep(self, row: dict[str, Any]) -> None:
+        """History, log, and the checkpoints: the last one always, the best one when this is it."""
+        progress = self.progress
+        judged = row.get("validation")
+        better = judged is not None and (progress.best is None or _srcc(judged) > _srcc(progress.best["validation"]))
+        progress.since_best = 0 if better else progress.since_best + (judged is not None)
+        if better or (judged is None and not self.photos.val):
+            progress.best = row
+        progress.history.append(row)
+        if not self.group.leads:
+            return
+        with self._judged():
+            self._write(LAST)
+            if progress.best is row:
+                self._write(BEST)
+        for name, value in (judged or {}).get("mean", {}).items():
+            self.board.scalar(f"validation/{name}", value, progress.epoch)
+        text = f", validation SRCC {judged['mean']['srcc']:.4f}" if judged else ""
+        log(f"epoch {row['epoch']}: loss {row['loss']:.5f}{text}{' (best)' if better else ''}")
+
+    def _load_best(self) -> None:
+        from gamma_training.checkpoint import read_checkpoint
+
+        self.group.wait()
+        self.model.load_state_dict(read_checkpoint(self.config.out / BEST).state)
+        self.average = None
+
+    def judge_test(self) -> dict[str, Any] | None:
+        """The best weights on the test photos; None where there are none."""
+        self._load_best()
+        return self._judge(self.photos.test, "test") if self.photos.test else None
+
+    def report(self) -> TrainReport:
+        """Judge the best weights on the test photos, and write the report beside them."""
+        from gamma_training.train.report import write_report
+
+        test = self.judge_test()
+        progress, best = self.progress, self.progress.best or {}
+        made = TrainReport(
+            best=self.config.out / BEST,
+            epochs=progress.epoch,
+            steps=len(progress.losses),
+            seconds=progress.seconds,
+            trained=len(self.weights),
+            frozen=len(list(self.model.parameters())) - len(self.weights),
+            validation=best.get("validation"),
+            test=test,
+        )
+        write_report(self.config, made, progress, self.model, self.photos)
+        self.board.close()
+        return made
+
+
+def _srcc(judged: dict[str, Any]) -> float:
+    value = float(judged["mean"]["srcc"])
+    return value if math.isfinite(value) else -2.0
+
+
+def _mean(values: list[float]) -> float:
+    return float(np.mean(values))

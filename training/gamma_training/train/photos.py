@@ -1,0 +1,107 @@
+"""The photos of a run: read from the configuration's sets, split, and given as crops or cached activations."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gamma_runtime.errors import InputError
+from gamma_runtime.prefetch import prefetched
+from gamma_training.data import Sample, open_data
+from gamma_training.scenes import SCENES, Scene, load_scenes
+from gamma_training.train.views import cut, view_of
+
+if TYPE_CHECKING:
+    from gamma_training.train.cache import Cache
+    from gamma_training.train.config import TrainConfig
+
+__all__ = ["Photos", "batches", "open_photos"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Photos:
+    """All samples of a run by split, and the scenes that they belong to."""
+
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+    scenes: dict[str, Scene]
+    native: bool
+
+    def short_side(self, sample: Sample) -> int | None:
+        """The set's own resize rule was applied already; else the scene's working size, unless native."""
+        return None if self.native or sample.short_side is not None else self.scenes[sample.scene].short_side
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over what is learned from: photos, targets, scenes and splits."""
+        rows = [
+            [str(s.path), s.target, s.scene, s.split, s.dataset, repr(s.distortion), s.short_side]
+            for part in (self.train, self.val, self.test)
+            for s in part
+        ]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def open_photos(config: TrainConfig, prompts: str) -> Photos:
+    """Read every set of the configuration.
+
+    Raises:
+        InputError: a set cannot be read, an unknown scene, or no photo to train on.
+    """
+    user = load_scenes(config.scene_file) if config.scene_file else []
+    known = {**SCENES, **{scene.name: scene for scene in user}}
+    samples: list[Sample] = []
+    for spec in config.data:
+        samples += open_data(spec).samples
+    if prompts == "plain":
+        samples = [dataclasses.replace(sample, scene="plain") for sample in samples]
+    if odd := sorted({sample.scene for sample in samples} - set(known)):
+        raise InputError(f"data: unknown scene {odd[0]!r}", hint=f"one of {', '.join(known)}, or scene_file: YAML")
+    train = [sample for sample in samples if sample.split == "train"]
+    val = [sample for sample in samples if sample.split == "val"]
+    if not val:
+        val = [sample for sample in train if _share(sample.content, config.seed) < config.validation]
+        train = [sample for sample in train if _share(sample.content, config.seed) >= config.validation]
+    if len(train) < config.batch:
+        raise InputError(f"data: {len(train)} photos to train on, fewer than a batch of {config.batch}")
+    test = [sample for sample in samples if sample.split == "test"]
+    scenes = {name: known[name] for name in known if any(sample.scene == name for sample in samples)}
+    return Photos(tuple(train), tuple(val), tuple(test), scenes, config.native)
+
+
+def _share(content: str, seed: int) -> float:
+    """A photo's place between 0 and 1, decided by what is on it: all its copies lie on one side."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{content}".encode()).digest()[:7], "big") / 2**56
+
+
+def batches(
+    photos: Photos, cache: Cache | None, steps: Sequence[NDArray[np.int64]], seed: int, epoch: int, workers: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+    """Indices of each step with what the model eats of them: crops, or one cached view of each.
+
+    Raises:
+        InputError: a photo cannot be used.
+    """
+
+    def one(index: int) -> NDArray[Any]:
+        if cache is None:
+            sample = photos.train[index]
+            return cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
+        number = np.random.default_rng([seed, epoch, index]).integers(cache.crops)
+        view: NDArray[Any] = cache(index, int(number))
+        return view
+
+    flat = (int(index) for step in steps for index in step)
+    made = prefetched(one, flat, 0 if cache is not None else workers, 4 * workers + 8)
+    try:
+        for step in steps:
+            yield step, np.stack([next(made)[1] for _ in step])
+    finally:
+        made.close()
