@@ -32,6 +32,11 @@ class Steps:
         """Since this object was made."""
         return time.monotonic() - self._start
 
+    def say(self, text: str) -> None:
+        """One line of what came of it."""
+        if not self._quiet:
+            log(f"{self.seconds:6.1f} s  {text}")
+
     @contextlib.contextmanager
     def step(self, text: str, total: int | None = None) -> Iterator[Tick]:
         """Time a block; the caller ticks when it knows how many items there are."""

@@ -64,3 +64,7 @@ def main() -> None:
     if arguments and (found := _subcommand(arguments[0])):
         sys.exit(run_command(f"gamma-train {arguments[0]}", *found, arguments[1:]))
     sys.exit(run_command("gamma-train", train_command, TrainOptions, arguments))
+
+
+if __name__ == "__main__":  # torchrun -m gamma_training.commands.train CONFIG.yaml
+    main()

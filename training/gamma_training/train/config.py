@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import stat
 import typing
 from pathlib import Path
@@ -233,8 +232,8 @@ def _value(key: str, value: Any, hint: Any, folder: Path) -> Any:
 
 def _number(key: str, value: Any, kind: type[int] | type[float]) -> int | float:
     try:
-        number = kind(value) if not isinstance(value, bool) else math.nan
-        if kind is int and number != float(value):
+        number = kind(value)
+        if isinstance(value, bool) or (kind is int and number != float(value)):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{key}: {value!r} is not {'a whole number' if kind is int else 'a number'}") from error

@@ -72,7 +72,7 @@ def _facts(index: int, moae: Moae, x: Tensor) -> BlockFacts:
     entropy = -(gates * gates.clamp_min(1e-12).log()).sum(-1).mean() / math.log(max(len(outputs), 2))
     return BlockFacts(
         block=index,
-        scale=float(moae.scale),
+        scale=moae.scale.item(),
         gates=tuple(gates.mean((0, 1)).tolist()),
         gate_entropy=float(entropy),
         expert_difference=float(_rms(outputs - mean) / _rms(mean)),

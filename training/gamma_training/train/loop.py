@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gamma_runtime.cli import log, require
+from gamma_runtime.cli import require
 from gamma_runtime.errors import InputError, OutputError, UsageError
 from gamma_runtime.steps import Steps
 from gamma_training.train.config import TrainConfig
@@ -148,7 +148,7 @@ class _Run:
         values = self.average.values if self.average else None
         path = self.config.out / STATE
         self.progress = load_state(path, self._keys, self.weights, self.optimizer, values, self.scaler)
-        log(f"resumed after epoch {self.progress.epoch}, step {self.progress.step}") if self.group.leads else None
+        self.steps.say(f"resumed after epoch {self.progress.epoch}, step {self.progress.step}")
 
     def save(self) -> None:
         """Replace the state file."""
@@ -249,7 +249,7 @@ class _Run:
                 weight = config.rank_weight if config.loss == "mse+rank" else 0.0
                 loss = loss_of(scores, targets, [sample.dataset for sample in chosen], weight)
                 self.scaler.scale(loss / len(parts)).backward()  # type: ignore[no-untyped-call]
-            total += float(loss) / len(parts)
+            total += loss.item() / len(parts)
         if config.clip:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.weights.values(), config.clip)
@@ -319,7 +319,7 @@ class _Run:
         for name, value in (judged or {}).get("mean", {}).items():
             self.board.scalar(f"validation/{name}", value, progress.epoch)
         text = f", validation SRCC {judged['mean']['srcc']:.4f}" if judged else ""
-        log(f"epoch {row['epoch']}: loss {row['loss']:.5f}{text}{' (best)' if better else ''}")
+        self.steps.say(f"epoch {row['epoch']}: loss {row['loss']:.5f}{text}{' (best)' if better else ''}")
 
     def _load_best(self) -> None:
         from gamma_training.checkpoint import read_checkpoint

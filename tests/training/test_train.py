@@ -1,0 +1,258 @@
+"""Whole runs: what is written, what is resumed, and what does not change the result."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gamma_runtime.errors import InputError, IntegrityError, UsageError
+from gamma_training.checkpoint import read_checkpoint, write_authors
+from gamma_training.dims import is_trained
+from gamma_training.train import TrainReport, read_config, train
+from tests.training import tiny, train_runs
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("train")
+    train_runs.photos(made)
+    train_runs.base(made)
+    return made
+
+
+def run(folder: Path, name: str, *, resume: bool = False, **settings: Any) -> TrainReport:
+    report = train(read_config(train_runs.config(folder, name, **settings)), resume=resume)
+    assert report is not None
+    return report
+
+
+def losses(report: TrainReport) -> list[float]:
+    return json.loads((report.best.parent / "report.json").read_text())["losses"]
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> TrainReport:
+    """Three epochs in one go; other runs are compared with it."""
+    return run(folder, "whole", epochs=3)
+
+
+def weights(report: TrainReport, name: str = "last.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(report.best.parent / name)
+
+
+def test_a_run_learns_and_reports(folder: Path, whole: TrainReport) -> None:
+    report = json.loads((folder / "whole" / "report.json").read_text())
+    assert report["photos"] == {"train": 10, "val": 3, "test": 2}
+    assert len(report["losses"]) == 3 * 2 == whole.steps  # 10 photos, batches of 4
+    assert report["losses"][-1] < report["losses"][0]
+    assert [row["epoch"] for row in report["history"]] == [1, 2, 3]
+    assert {row["block"] for row in report["experts"]} == {1}
+    assert report["config"]["lr"] == 1e-3
+    assert "| 1 |" in (folder / "whole" / "report.md").read_text()
+    assert (folder / "whole" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_only_the_papers_tensors_change(folder: Path, whole: TrainReport) -> None:
+    before, after = read_checkpoint(folder / "base.pth").state, read_checkpoint(whole.best).state
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if is_trained(name)}
+    assert (whole.trained, whole.frozen) == (len(changed), len(before) - len(changed))
+
+
+def test_the_checkpoint_exports_as_it_is(whole: TrainReport, tmp_path: Path) -> None:
+    from gamma_export import ExportOptions, export
+
+    options = ExportOptions(precision=("fp32",), scene=("natural-quality",), crops="centre")
+    assert export(whole.best, tmp_path / "trained.gamma", options).published
+
+
+def test_accumulated_parts_make_the_same_steps(folder: Path, whole: TrainReport) -> None:
+    assert losses(run(folder, "parts", epochs=3, accumulate=4)) == pytest.approx(losses(whole), abs=2e-6)
+
+
+def test_two_processes_make_the_same_steps(folder: Path, whole: TrainReport) -> None:
+    config = train_runs.config(folder, "two", epochs=3)
+    words = ["--standalone", "--nproc-per-node=2", "-m", "gamma_training.commands.train", config, "--quiet"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((folder / "two" / "report.json").read_text())
+    assert report["losses"] == pytest.approx(losses(whole), abs=2e-6)
+    assert report["test"]["mean"]["rmse"] == pytest.approx(whole.test["mean"]["rmse"], abs=1e-5)  # type: ignore[index]
+    # That the comparison can fail: another seed is another curve.
+    assert losses(run(folder, "seed", epochs=3, seed=9)) != pytest.approx(losses(whole), abs=1e-4)
+
+
+def test_after_sigkill_a_run_goes_on_bit_for_bit(folder: Path, whole: TrainReport) -> None:
+    config = train_runs.config(folder, "killed", epochs=3, save_every=1)
+    words = [sys.executable, "-m", "gamma_training.commands.train", str(config)]
+    child = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    state = folder / "killed" / "state.safetensors"
+    end = time.monotonic() + 120
+    while not state.is_file() and time.monotonic() < end:
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(60) == -signal.SIGKILL
+    assert not (folder / "killed" / "report.json").exists()
+    done = train_runs.train_in_child(config, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "resumed after" in done.stderr
+    before, after = weights(whole), load_file(folder / "killed" / "last.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads(done.stdout)["steps"] == whole.steps
+
+
+def test_a_run_is_not_begun_over_another_one(folder: Path, whole: TrainReport) -> None:
+    with pytest.raises(UsageError, match="a run lies there"):
+        run(folder, "whole", epochs=3)
+    assert losses(run(folder, "whole", epochs=3, resume=True)) == losses(whole)  # finished: only judged again
+
+
+@pytest.mark.parametrize(("what", "settings"), [("config", {"lr": 2e-3}), ("config", {"epochs": 4})])
+def test_a_run_is_resumed_only_as_it_was_begun(
+    folder: Path, whole: TrainReport, what: str, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError, match=f"another {what}"):
+        run(folder, "whole", resume=True, **({"epochs": 3} | settings))
+
+
+def test_a_damaged_state_is_told(folder: Path) -> None:
+    (folder / "torn").mkdir()
+    (folder / "torn" / "state.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(IntegrityError, match="not a whole training state"):
+        run(folder, "torn", resume=True)
+
+
+def test_a_cache_is_made_once_and_trains(folder: Path) -> None:
+    first = run(folder, "cached", cache={"crops": 2, "dtype": "float32"})
+    [views] = (folder / "cached").glob("views-*.npy")
+    made = views.stat().st_mtime_ns
+    (folder / "cached" / "state.safetensors").unlink()
+    again = run(folder, "cached", cache={"crops": 2, "dtype": "float32"})
+    assert views.stat().st_mtime_ns == made
+    assert losses(first) == losses(again)
+    half = run(folder, "half", cache={"crops": 2, "dtype": "float16"})
+    assert losses(half) == pytest.approx(losses(first), rel=2e-2)
+    assert losses(half) != losses(first)
+
+
+def test_a_cache_of_other_weights_is_not_used(folder: Path, tmp_path: Path) -> None:
+    train_runs.photos(tmp_path)
+    train_runs.base(tmp_path)
+    run(tmp_path, "run", cache={"crops": 1})
+    state = read_checkpoint(tmp_path / "base.pth").state
+    state["clip_model.visual.conv1.weight"] = state["clip_model.visual.conv1.weight"] * 1.01
+    write_authors(tmp_path / "base.pth", state)
+    (tmp_path / "run" / "state.safetensors").unlink()
+    run(tmp_path, "run", cache={"crops": 1})
+    assert len(list((tmp_path / "run").glob("views-*.npy"))) == 2
+
+
+def test_everything_can_be_trained_from_cached_crops(folder: Path) -> None:
+    report = run(folder, "all", trainable="all", cache={"crops": 2}, ema=0.9, amp="bf16", clip=1.0)
+    assert report.frozen == 0
+    before, after = read_checkpoint(folder / "base.pth").state, read_checkpoint(report.best).state
+    assert not torch.equal(before["clip_model.visual.conv1.weight"], after["clip_model.visual.conv1.weight"])
+
+
+def test_patience_ends_a_run_and_the_best_weights_stay(folder: Path) -> None:
+    report = run(folder, "patient", epochs=30, lr=0.0, patience=2)
+    assert report.epochs == 3  # nothing is learned: the first validation stays the best
+    history = json.loads((folder / "patient" / "report.json").read_text())["history"]
+    assert len(history) == 3
+
+
+def test_the_average_is_what_is_kept(folder: Path, whole: TrainReport) -> None:
+    averaged = run(folder, "averaged", epochs=3, ema=0.5)
+    assert losses(averaged) == losses(whole)  # the weights that are trained are the same
+    name = "score_level"
+    assert not torch.equal(weights(averaged)[name], weights(whole)[name])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+    train_runs.photos(tmp_path)
+    state = read_checkpoint(train_runs.base(tmp_path)).state
+    huge = {name: state[name] * 1e25 for name in ("adapter.fc.0.weight", "adapter.fc.2.weight")}  # inf - inf
+    write_authors(tmp_path / "base.pth", state | huge)
+    with pytest.raises(InputError, match="the loss is nan at step 1"):
+        run(tmp_path, "run")
+
+
+def test_plain_prompts_are_one_scene(folder: Path) -> None:
+    report = run(folder, "plain", prompts="plain", epochs=1)
+    assert read_checkpoint(report.best).prompts == "plain"
+
+
+def test_validation_photos_are_taken_from_the_training_photos(tmp_path: Path) -> None:
+    table = train_runs.photos(tmp_path, count=40)
+    table.write_text(table.read_text().replace(",val,", ",train,"))
+    train_runs.base(tmp_path)
+    run(tmp_path, "run", validation=0.3, epochs=1)
+    counts = json.loads((tmp_path / "run" / "report.json").read_text())["photos"]
+    assert counts["test"] == 2
+    assert 5 <= counts["val"] <= 19
+    assert counts["train"] + counts["val"] == 38
+
+
+def test_a_photo_that_cannot_be_used_is_named_and_the_run_can_go_on(tmp_path: Path) -> None:
+    train_runs.photos(tmp_path)
+    train_runs.base(tmp_path)
+    bad = tmp_path / "5.png"
+    good = bad.read_bytes()
+    bad.write_bytes(good[: len(good) // 2])
+    config = train_runs.config(tmp_path, save_every=1)
+    done = train_runs.train_in_child(config)
+    assert done.returncode == 3
+    assert "5.png" in done.stderr
+    bad.write_bytes(good)
+    done = train_runs.train_in_child(config, "--resume", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "unknown key 'epoch'"),
+        ({"epochs": 0}, "epochs: 0 is not between 1 and"),
+        ({"epochs": 2.5}, "epochs: 2.5 is not a whole number"),
+        ({"lr": "fast"}, "lr: 'fast' is not a number"),
+        ({"lr": True}, "lr: True is not a number"),
+        ({"loss": "mae"}, "loss: 'mae'"),
+        ({"cache": {"crop": 3}}, "cache: unknown key 'crop'"),
+        ({"cache": 4}, "cache: 4, expected a mapping"),
+        ({"batch": 6, "accumulate": 4}, "batch: 6 is no multiple of accumulate, 4"),
+        ({"batch": 64}, "10 photos to train on, fewer than a batch of 64"),
+        ({"base": None}, "base is missing"),
+        ({"data": []}, "data"),
+    ],
+)
+def test_a_wrong_configuration_is_told(folder: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(folder, "wrong", **change)
+
+
+def test_yaml_is_read_as_people_write_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("out: o\nbase: b.pt\ndata: {table: m.csv, range: [0, 1], scene: plain}\namp: off\nlr: 2e-5\n")
+    config = read_config(path)
+    assert (config.amp, config.lr, config.out) == ("off", 2e-5, tmp_path / "o")
+
+
+def test_the_tiny_base_has_the_parts_that_the_tests_need() -> None:
+    tower = tiny.tower(64, 2, 1)
+    assert (tower.layers, tower.first_moae, tower.experts) == (2, 1, 2)
