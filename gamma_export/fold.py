@@ -163,11 +163,7 @@ def fold_text(text: Tensor, logit_scale: Tensor) -> Array:
 
 
 def encode_scenes(model: object, scenes: Sequence[Scene]) -> Tensor:
-    """L2-normalised text features [5 * K, embed] of the scenes' prompts, by the PyTorch text tower in fp32.
-
-    Raises:
-        InputError: a prompt too long for the model, or with a word that it never learned.
-    """
+    """L2-normalised text features [5 * K, embed] of the scenes' prompts, by the PyTorch text tower in fp32."""
     import torch
 
     from gamma_training.model import Gamma
@@ -175,7 +171,5 @@ def encode_scenes(model: object, scenes: Sequence[Scene]) -> Tensor:
 
     if not isinstance(model, Gamma):
         raise TypeError(f"expected a Gamma module, found {type(model).__name__}")
-    context, kept = model.dims.context, model.dims.kept_tokens
-    tokens = [tokenize(scene.prompts, context, kept=kept) for scene in scenes]
     with torch.inference_mode():
-        return torch.cat([model.text_features(ids) for ids in tokens])
+        return torch.cat([model.text_features(tokenize(scene.prompts, model.dims.context)) for scene in scenes])

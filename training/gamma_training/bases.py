@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["FEATURE_TOLERANCE", "Base", "TextTower", "import_clip", "import_vit_onnx", "resized_positions"]
+__all__ = [
+    "CLIP_ADDITIONS",
+    "FEATURE_TOLERANCE",
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "VIT_ADDITIONS",
+    "Base",
+    "TextTower",
+    "import_clip",
+    "import_vit_onnx",
+    "resized_positions",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

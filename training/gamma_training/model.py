@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
 from gamma_training.dims import MEAN, STD, Activation, GammaDims, TowerDims
+from gamma_training.tokens import rows_of
 
 __all__ = ["MEAN", "STD", "Gamma", "expected_shapes", "quick_gelu"]
 
@@ -163,6 +164,7 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.visual = VisionTower(dims)
         self.transformer = Transformer(dims.text)
+        self.kept_tokens = dims.kept_tokens
         self.token_embedding = nn.Embedding(dims.vocabulary, dims.text.width)
         self.ln_final = nn.LayerNorm(dims.text.width, eps=dims.text.epsilon)
 
@@ -170,8 +172,12 @@ class Clip(nn.Module):
         """Token ids int64 (B, L), L <= context, one end-of-text (the largest id) each -> (B, embed).
 
         The mask is causal, so cutting L after the last end-of-text changes nothing (model.md 1.7).
+
+        Raises:
+            InputError: the token table holds only the rows in use, and a prompt has another word.
         """
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        rows = tokens if self.kept_tokens is None else rows_of(tokens, self.kept_tokens)
+        x = self.token_embedding(rows) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
         out: Tensor = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.text_projection
         return out
