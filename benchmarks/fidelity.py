@@ -134,10 +134,8 @@ def adaptive_branch_left_out(candidate: Candidate, precision: str) -> Iterator[P
 @contextlib.contextmanager
 def normalisation_unfolded(candidate: Candidate, precision: str) -> Iterator[Path]:
     """Pixels in [0, 1] reach the patch product without CLIP's mean and std."""
-    import unittest.mock
-
-    with unittest.mock.patch.multiple("gamma_training.model", MEAN=(0.0,) * 3, STD=(1.0,) * 3):
-        wrong = {f.name: f.make() for f in fold.fold_vision(candidate.state, candidate.dims)[:2]}
+    unfolded = dataclasses.replace(candidate.dims, mean=(0.0,) * 3, std=(1.0,) * 3)
+    wrong = {f.name: f.make() for f in fold.fold_vision(candidate.state, unfolded)[:2]}
     with contextlib.ExitStack() as stack:
         for name, value in wrong.items():
             stack.enter_context(candidate.patched(precision, name, lambda _, value=value: value))

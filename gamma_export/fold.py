@@ -59,10 +59,11 @@ def fold_vision(state: Mapping[str, Tensor], dims: GammaDims) -> list[Folded]:
     width, visual = dims.vision.width, "clip_model.visual."
     pixels = dims.patch * dims.patch * 3
     weights = [
-        Folded("patch.weight", "product", (pixels, width), lambda: _patch(state)[0]),
-        Folded("tokens.constant", "exact", (dims.tokens, width), lambda: _tokens(state)),
-        *_norm(state, f"{visual}ln_pre", "ln_pre", width),
+        Folded("patch.weight", "product", (pixels, width), lambda: _patch(state, dims)[0]),
+        Folded("tokens.constant", "exact", (dims.tokens, width), lambda: _tokens(state, dims)),
     ]
+    if dims.ln_pre:
+        weights += _norm(state, f"{visual}ln_pre", "ln_pre", width)
     for index in range(dims.vision.layers):
         weights += _block(state, dims, index)
     weights += _norm(state, f"{visual}ln_post", "ln_post", width)
@@ -78,22 +79,20 @@ def fold_vision(state: Mapping[str, Tensor], dims: GammaDims) -> list[Folded]:
     return weights
 
 
-def _patch(state: Mapping[str, Tensor]) -> tuple[Array, Array]:
-    """Patch weights [16*16*3, D] for (pixel - 128) / 128, rows in pixel order (y, x, channel), and the bias [D]."""
-    from gamma_training.model import MEAN, STD
-
-    weight = _f64(state["clip_model.visual.conv1.weight"])  # [D, 3, 16, 16]
-    mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+def _patch(state: Mapping[str, Tensor], dims: GammaDims) -> tuple[Array, Array]:
+    """Patch weights [p*p*3, D] for (pixel - 128) / 128, rows in pixel order (y, x, channel), and the bias [D]."""
+    weight = _f64(state["clip_model.visual.conv1.weight"])  # [D, 3, p, p]
+    mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in (dims.mean, dims.std))
     bias = (weight * (PIXEL_CENTRE / 255 - mean) / std).sum((1, 2, 3))
     scaled = weight * PIXEL_CENTRE / (255 * std)
     return scaled.transpose(2, 3, 1, 0).reshape(-1, len(weight)), bias
 
 
-def _tokens(state: Mapping[str, Tensor]) -> Array:
-    """What is added to the patch products [197, D]: class token and position in row 0, bias and positions below."""
+def _tokens(state: Mapping[str, Tensor], dims: GammaDims) -> Array:
+    """What is added to the patch products [T, D]: class token and position in row 0, bias and positions below."""
     tokens = _f64(state["clip_model.visual.positional_embedding"])
     tokens[0] += _f64(state["clip_model.visual.class_embedding"])
-    tokens[1:] += _patch(state)[1]
+    tokens[1:] += _patch(state, dims)[1]
     return tokens
 
 

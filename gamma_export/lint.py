@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ OPS = frozenset(
         "Cast",
         "Concat",
         "Div",
+        "Erf",
         "Gather",
         "LayerNormalization",
         "MatMul",
@@ -47,6 +49,7 @@ OPS = frozenset(
     ]
 )
 ATTENTION_PRODUCTS = ("scores", "mix")
+_GATES = {"quick_gelu": "Sigmoid", "gelu": "Erf"}  # the operator at the heart of each activation
 
 
 def check_graph(path: Path, dims: GammaDims, options: GraphOptions) -> None:
@@ -76,6 +79,7 @@ def lint(model: onnx.ModelProto, dims: GammaDims, options: GraphOptions) -> Iter
     yield from _ops(model)
     types = _types(model)
     yield from _norms(model, types, dims)
+    yield from _activations(model, dims)
     yield from _products(model, types, dims, options)
     yield from _casts(model, types, dims, options)
     yield from _weights(model, dims)
@@ -110,12 +114,22 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
 def _norms(model: onnx.ModelProto, types: dict[str, int], dims: GammaDims) -> Iterator[str]:
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
-    expected = 2 * dims.vision.layers + 2
+    expected = 2 * dims.vision.layers + 1 + dims.ln_pre
     if len(norms) != expected:
         yield f"{len(norms)} LayerNormalization nodes, expected {expected}"
     for node in norms:
         if any(types.get(name) != DTYPES["fp32"] for name in (*node.input, *node.output)):
             yield f"{node.name}: LayerNormalization is not in fp32"
+        epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+        if not math.isclose(epsilon, dims.vision.epsilon, rel_tol=1e-6):
+            yield f"{node.name}: epsilon {epsilon:.3g}, expected {dims.vision.epsilon:.3g}"
+
+
+def _activations(model: onnx.ModelProto, dims: GammaDims) -> Iterator[str]:
+    """One in every block, and all of the checkpoint's own kind."""
+    found = Counter(node.op_type for node in model.graph.node if node.op_type in _GATES.values())
+    if found != Counter({_GATES[dims.vision.activation]: dims.vision.layers}):
+        yield f"activations by {dict(found)}, expected {dims.vision.layers} of {_GATES[dims.vision.activation]}"
 
 
 def _products(model: onnx.ModelProto, types: dict[str, int], dims: GammaDims, options: GraphOptions) -> Iterator[str]:
@@ -174,7 +188,7 @@ def _cast_count(dims: GammaDims, options: GraphOptions) -> int:
     count += 0 if options.attention == "op" else 2 * layers  # attention softmax there and back
     if options.residual == "fp32":
         return count + 2 * layers  # products to the residual stream
-    return count + 1 + 2 * layers + 1  # ln_pre to it, it to every norm
+    return count + 1 + 2 * layers + 1  # the tokens to it, it to every norm
 
 
 def _weights(model: onnx.ModelProto, dims: GammaDims) -> Iterator[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from gamma_export.fold import PIXEL_CENTRE
 from gamma_export.graph import GraphWriter
 from gamma_training.dims import HEAD_WIDTH, GammaDims
-from gamma_training.model import LAYER_NORM_EPSILON, QUICK_GELU
+from gamma_training.model import QUICK_GELU
 
 if TYPE_CHECKING:
     import onnx
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphOptions", "build_graph", "graph_io"]
 
+_GELU = {"root": 2**0.5, "one": 1.0, "half": 0.5}
 IO = dict[str, tuple[str, list[int | str]]]
 
 
@@ -101,7 +102,7 @@ class _VisionGraph:
         return self.g.model(*graph_io(self.options, self.dims, self.scenes))
 
     def embed(self) -> str:
-        """uint8 [N, C, 224, 224, 3], or frames [N, H, W, 3] -> tokens after ln_pre, [M, D]."""
+        """uint8 [N, C, 224, 224, 3], or frames [N, H, W, 3] -> tokens, after ln_pre where there is one, [M, D]."""
         g, d = self.g, self.dims
         side = d.image // d.patch
         source = "frames" if self.options.frame else "crops"
@@ -122,7 +123,8 @@ class _VisionGraph:
         x = g.cast(x, "fp32", "norm")
         x = g.reshape(x, "tokens/sequence", (-1, d.tokens, d.vision.width))
         x = g.node("Add", "tokens/add", [x, g.weight("tokens.constant")], dtype="fp32")
-        x = self.norm(g.reshape(x, "tokens/rows", (-1, d.vision.width)), "ln_pre", "ln_pre")
+        x = g.reshape(x, "tokens/rows", (-1, d.vision.width))
+        x = self.norm(x, "ln_pre", "ln_pre") if d.ln_pre else x
         return g.cast(x, self.residual, "residual")
 
     def cut(self, x: str) -> str:
@@ -187,7 +189,7 @@ class _VisionGraph:
         return self.g.node("Attention", f"{name}/attn/attention", [q, k, v], dtype=self.half, attributes=attributes)
 
     def mlp(self, z: str, name: str) -> str:
-        hidden = self.quick_gelu(self.linear(z, f"{name}/mlp/in", f"{name}.mlp.in"), f"{name}/mlp")
+        hidden = self.activation(self.linear(z, f"{name}/mlp/in", f"{name}.mlp.in"), f"{name}/mlp")
         return self.linear(hidden, f"{name}/mlp/out", f"{name}.mlp.out")
 
     def moae(self, z: str, name: str) -> str:
@@ -195,7 +197,7 @@ class _VisionGraph:
         g, tower = self.g, self.dims.vision
         blocks = 1 + tower.experts
         gates = self.gates(z, name)  # [M, X]
-        hidden = self.quick_gelu(self.linear(z, f"{name}/moae/in", f"{name}.moae.in"), f"{name}/moae")
+        hidden = self.activation(self.linear(z, f"{name}/moae/in", f"{name}.moae.in"), f"{name}/moae")
         hidden = g.reshape(hidden, f"{name}/moae/experts", (-1, blocks, tower.hidden))
         column = g.reshape(gates, f"{name}/moae/gate_column", (-1, blocks, 1))
         hidden = g.node("Mul", f"{name}/moae/gated", [hidden, column], dtype=self.half)
@@ -267,7 +269,7 @@ class _VisionGraph:
 
     def norm(self, x: str, name: str, weight: str) -> str:
         inputs = [x, self.g.weight(f"{weight}.weight"), self.g.weight(f"{weight}.bias")]
-        attributes = {"axis": -1, "epsilon": LAYER_NORM_EPSILON, "stash_type": 1}
+        attributes = {"axis": -1, "epsilon": self.dims.vision.epsilon, "stash_type": 1}
         return self.g.node("LayerNormalization", name, inputs, dtype="fp32", attributes=attributes)
 
     def normed(self, x: str, name: str) -> str:
@@ -278,9 +280,22 @@ class _VisionGraph:
     def add(self, x: str, update: str, name: str) -> str:
         return self.g.node("Add", name, [x, self.g.cast(update, self.residual, "residual")], dtype=self.residual)
 
+    def activation(self, x: str, name: str) -> str:
+        return self.gelu(x, name) if self.dims.vision.activation == "gelu" else self.quick_gelu(x, name)
+
     def quick_gelu(self, x: str, name: str) -> str:
         g = self.g
         factor = g.constant("quick_gelu.factor", np.array(QUICK_GELU), self.half)
         gate = g.node("Mul", f"{name}/quick_gelu/scaled", [x, factor], dtype=self.half)
         gate = g.node("Sigmoid", f"{name}/quick_gelu/sigmoid", [gate], dtype=self.half)
         return g.node("Mul", f"{name}/quick_gelu", [x, gate], dtype=self.half)
+
+    def gelu(self, x: str, name: str) -> str:
+        """By Erf, as PyTorch exports it: every TensorRT and TensorRT-RTX parses that, and ONNX Runtime fuses it."""
+        g = self.g
+        root, one, half = (g.constant(f"gelu.{n}", np.array(v), self.half) for n, v in _GELU.items())
+        gate = g.node("Div", f"{name}/gelu/scaled", [x, root], dtype=self.half)
+        gate = g.node("Erf", f"{name}/gelu/erf", [gate], dtype=self.half)
+        gate = g.node("Add", f"{name}/gelu/shifted", [gate, one], dtype=self.half)
+        gated = g.node("Mul", f"{name}/gelu/gated", [x, gate], dtype=self.half)
+        return g.node("Mul", f"{name}/gelu", [gated, half], dtype=self.half)

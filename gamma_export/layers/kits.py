@@ -124,6 +124,8 @@ def _rounded_results(half: Callable[[Tensor], Tensor], peak: Peak) -> TorchFunct
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             if func is F.scaled_dot_product_attention:
                 return attention(*args)
+            if func is F.gelu:
+                return gelu(*args)
             return note(func(*args, **(kwargs or {})))
 
     def note(result: Any) -> Any:
@@ -131,6 +133,12 @@ def _rounded_results(half: Callable[[Tensor], Tensor], peak: Peak) -> TorchFunct
             return result
         peak.see(result)
         return half(result)
+
+    def gelu(x: Tensor) -> Tensor:
+        """As the graph spells it."""
+        gate = note(note(torch.special.erf(note(x / half(torch.tensor(2**0.5))))) + 1)
+        made: Tensor = note(note(x * gate) * 0.5)
+        return made
 
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As the graph spells it: the scale in the query, the softmax in float32 (model.md: heads are 64 wide)."""

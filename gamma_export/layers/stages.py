@@ -67,9 +67,11 @@ def gamma_stages(dims: GammaDims) -> list[Stage]:
     """Every stage of a graph of these dimensions, pixels first, scores last."""
     stages = [
         Stage("pixels", "patch/mul", (), _unchanged),
-        Stage("patch embedding", "tokens/add", ("pixels",), _tokens, (f"{VISUAL}.ln_pre", "in")),
-        Stage("ln_pre", "ln_pre", ("patch embedding",), _norm(f"{VISUAL}.ln_pre"), (f"{VISUAL}.ln_pre", "out")),
+        Stage("patch embedding", "tokens/add", ("pixels",), _tokens(dims), (f"{VISUAL}.ln_pre", "in")),
     ]
+    if dims.ln_pre:
+        norm = _norm(f"{VISUAL}.ln_pre")
+        stages.append(Stage("ln_pre", "ln_pre", ("patch embedding",), norm, (f"{VISUAL}.ln_pre", "out")))
     for index in range(dims.vision.layers):
         stages += _block(index, stages[-1].name, moae=index >= dims.vision.first_moae)
     return stages + _head(stages[-1].name, dims)
@@ -119,20 +121,21 @@ def _unchanged(kit: Kit, pixels: Tensor) -> Tensor:
     return pixels
 
 
-def _tokens(kit: Kit, pixels: Tensor) -> Tensor:
-    """[B, H, W, 3] in -1 to 1 -> [B, T, D]."""
-    import torch
+def _tokens(dims: GammaDims) -> Callable[[Kit, Tensor], Tensor]:
+    def run(kit: Kit, pixels: Tensor) -> Tensor:
+        """[B, H, W, 3] in -1 to 1 -> [B, T, D]."""
+        import torch
 
-    from gamma_training.model import MEAN, STD
+        mean, std = (torch.tensor(v, dtype=pixels.dtype) for v in (dims.mean, dims.std))
+        images = ((pixels + 1) * (PIXEL_CENTRE / 255) - mean) / std
+        with kit.products():
+            patches = kit.piece(f"{VISUAL}.conv1")(kit.product(images.permute(0, 3, 1, 2)))
+        patches = patches.flatten(2).transpose(1, 2)
+        classes = kit.piece(f"{VISUAL}.class_embedding").expand(len(pixels), 1, -1)
+        made: Tensor = torch.cat([classes, patches], dim=1) + kit.piece(f"{VISUAL}.positional_embedding")
+        return made
 
-    mean, std = (torch.tensor(v, dtype=pixels.dtype) for v in (MEAN, STD))
-    images = ((pixels + 1) * (PIXEL_CENTRE / 255) - mean) / std
-    with kit.products():
-        patches = kit.piece(f"{VISUAL}.conv1")(kit.product(images.permute(0, 3, 1, 2)))
-    patches = patches.flatten(2).transpose(1, 2)
-    classes = kit.piece(f"{VISUAL}.class_embedding").expand(len(pixels), 1, -1)
-    made: Tensor = torch.cat([classes, patches], dim=1) + kit.piece(f"{VISUAL}.positional_embedding")
-    return made
+    return run
 
 
 def _norm(path: str) -> Callable[[Kit, Tensor], Tensor]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gamma_runtime.errors import InputError, IntegrityError, OutputError, UsageError
 from gamma_runtime.files import hash_file, sync_directory, temporary_beside, write_atomically
+from gamma_training.config import FORMAT, SHA256, check_config_dims, checked_config, read_config
 from gamma_training.dims import GammaDims, dims_of
 from gamma_training.intake import (
     check_file,
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
 
     from gamma_training.model import Gamma
 
-__all__ = ["Checkpoint", "build_model", "read_checkpoint", "write_authors", "write_safetensors"]
+__all__ = ["Checkpoint", "build_model", "read_checkpoint", "read_tensors", "write_authors", "write_safetensors"]
 
 Prompts = Literal["sdp", "plain"]
 Kind = Literal["authors", "safetensors", "base-clip"]
-_FORMAT = "gamma-edge checkpoint"
+Dtype = Literal["float32", "float16"]
 _NOTE_KEY = "gamma_edge"  # beside `params` in a .pth that we wrote: {"label": "untrained", ...}
 _WRAPPERS = ("params", "params_ema", "state_dict")
 _MODULE = "module."  # DataParallel's prefix
 _BASE_MARK = "visual.conv1.weight"  # a base CLIP's names have no `clip_model.`
 _BASE_ONLY = frozenset({"input_resolution", "context_length", "vocab_size"})
-_MAX_CONFIG = 2**20  # bytes
-_MAX_TEXT = 300  # characters of a label or licence
-_LINE = f"one line of up to {_MAX_TEXT} characters"
 _LISTED = 10
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """Weights as float32 tensors in the authors' names, and what is known about them."""
+    """Weights as float32 tensors in the authors' names, and what is known about them.
+
+    ``fresh`` names the tensors that were initialised and not learned, when a base without them was imported: a
+    training has to train these too (`dims.is_trained` are the authors' own).
+    """
 
     path: Path
     sha256: str
@@ -60,6 +60,7 @@ class Checkpoint:
     label: str | None
     licence: str | None
     warnings: tuple[str, ...]
+    fresh: frozenset[str] = frozenset()
 
     @property
     def parameters(self) -> int:
@@ -90,7 +91,7 @@ def read_checkpoint(
     """
     path = Path(path)
     safetensors = is_safetensors(path, check_file(path))
-    config = _read_config(path) if safetensors else {}
+    config = read_config(path) if safetensors else {}
     digest = _checked_digest(path, expect_sha256, config)
     warnings: list[str] = []
     if safetensors:
@@ -117,7 +118,26 @@ def read_checkpoint(
         label="untrained experts and adapter" if kind == "base-clip" else config.get("label"),
         licence=licence or config.get("licence"),
         warnings=(*warnings, *odd_tensors(tensors)),
+        fresh=_fresh(path, tensors, config),
     )
+
+
+def _fresh(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> frozenset[str]:
+    named = frozenset(config.get("fresh") or ())
+    if odd := sorted(named - set(tensors)):
+        raise InputError(
+            f"{path}: its config calls tensors fresh that it lacks: {_names(odd)}", hint="correct it there"
+        )
+    return named
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The plain float32 tensors of a torch file, whatever model they are of, with plain names.
+
+    Raises:
+        InputError: as `read_checkpoint`. IntegrityError: it holds code.
+    """
+    return clean_tensors(path, _plain_names(_unwrap(path, read_torch(path))[0], []))
 
 
 def build_model(checkpoint: Checkpoint) -> Gamma:
@@ -145,7 +165,7 @@ def _unwrap(path: Path, loaded: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         raise InputError(
             f"{path}: {_NOTE_KEY} is a {type(note).__name__}, expected a mapping", hint=f"take {_NOTE_KEY} out"
         )
-    return dict(inner), _checked_config(path, {key: note.get(key) for key in ("label", "licence", "prompts")})
+    return dict(inner), checked_config(path, {key: note.get(key) for key in ("label", "licence", "prompts")})
 
 
 def _plain_names(raw: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
@@ -160,7 +180,7 @@ def _plain_names(raw: dict[str, Any], warnings: list[str]) -> dict[str, Any]:
 
 def _checked_digest(path: Path, expected: str | None, config: Mapping[str, Any]) -> str:
     """SHA-256 of the file, compared before any parser sees it."""
-    if expected is not None and not _SHA256.fullmatch(expected):
+    if expected is not None and not SHA256.fullmatch(expected):
         raise UsageError(
             f"{shown(expected)!r} is not a SHA-256 digest", hint="64 hexadecimal digits, as sha256sum prints"
         )
@@ -180,29 +200,12 @@ def _checked_dims(path: Path, tensors: dict[str, Tensor], config: Mapping[str, A
     """Dimensions from the shapes; then every name and shape must be exactly those of such a model."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     try:
-        dims = dims_of(shapes)
-        _check_config_dims(dims, config)
+        dims = dims_of(shapes, config.get("dims"))
+        check_config_dims(dims, config)
         _check_shapes(dims, shapes)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint or "is it a Gamma of another kind?") from error
     return dims
-
-
-def _check_config_dims(dims: GammaDims, config: Mapping[str, Any]) -> None:
-    if not config.get("dims"):
-        return
-    found, said = _flat(dims.to_json()), _flat(config["dims"])
-    if odd := [key for key in {**found, **said} if found.get(key) != said.get(key)]:
-        listed = ", ".join(f"{shown(key)}={found.get(key)} (config: {shown(said.get(key))})" for key in odd[:_LISTED])
-        raise InputError(f"looks like {listed}", hint="config and weights belong to different models")
-
-
-def _flat(data: Mapping[str, Any]) -> dict[str, Any]:
-    """One level of nesting, dotted: {"vision": {"width": 64}} -> {"vision.width": 64}."""
-    flat: dict[str, Any] = {}
-    for key, value in data.items():
-        flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value})
-    return flat
 
 
 def _check_shapes(dims: GammaDims, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -234,49 +237,17 @@ def _names(names: list[str]) -> str:
     return ", ".join(shown(name) for name in names[:_LISTED]) + (", …" if len(names) > _LISTED else "")
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    config = path.with_suffix(".json")
-    check_file(config, _MAX_CONFIG)
-    try:
-        data = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{config}: the config beside the weights cannot be read ({shown(error)})", hint="fetch both files again"
-        ) from error
-    if not isinstance(data, dict) or data.get("format") != _FORMAT or data.get("version") != 1:
-        raise InputError(f"{config}: not a '{_FORMAT}' config of version 1", hint="convert the model's .pth instead")
-    if data.get("prompts") is None:
-        raise InputError(f"{config}: prompts is missing, expected 'sdp' or 'plain'", hint="add it")
-    return _checked_config(config, data)
+def _ordered(state: Mapping[str, Tensor], said: GammaDims | None = None) -> tuple[GammaDims, OrderedDict[str, Tensor]]:
+    """Float32 CPU tensors in the authors' order, each with a storage of its own size.
 
-
-def _checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """Values that are used later have their types; None is as good as absent."""
-    digest = data.get("weights_sha256")
-    faults = {
-        "prompts": data.get("prompts") not in (None, "sdp", "plain") and "'sdp' or 'plain'",
-        "label": not _is_line(data.get("label")) and _LINE,
-        "licence": not _is_line(data.get("licence")) and _LINE,
-        "weights_sha256": not (digest is None or (isinstance(digest, str) and _SHA256.fullmatch(digest)))
-        and "64 hexadecimal digits",
-        "dims": not isinstance(data.get("dims") or {}, dict) and "an object",
-    }
-    for key, expected in faults.items():
-        if expected:
-            raise InputError(f"{path}: {key} is {shown(repr(data[key]))}, expected {expected}", hint="correct it there")
-    return data
-
-
-def _is_line(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT)
-
-
-def _ordered(state: Mapping[str, Tensor]) -> tuple[GammaDims, OrderedDict[str, Tensor]]:
-    """Float32 CPU tensors in the authors' order, each with a storage of its own size."""
+    ``said`` is for what shapes cannot say; without it that is CLIP's.
+    """
     from gamma_training.model import expected_shapes
 
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    dims = dims_of(shapes)
+    dims = dims_of(shapes, said.to_json() if said else None)
+    if said and dims != said:
+        raise InputError("the tensors are not those of a model of the dimensions given")
     _check_shapes(dims, shapes)
     made: OrderedDict[str, Tensor] = OrderedDict()
     for name in expected_shapes(dims):
@@ -284,6 +255,16 @@ def _ordered(state: Mapping[str, Tensor]) -> tuple[GammaDims, OrderedDict[str, T
         whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
         made[name] = tensor if whole else tensor.clone()  # a slice would drag its whole storage into the file
     return dims, made
+
+
+def _halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in float16; vectors and numbers weigh nothing and stay as they are."""
+    import torch
+
+    made = {name: tensor.half() if tensor.dim() > 1 else tensor for name, tensor in tensors.items()}
+    if lost := [name for name, tensor in made.items() if not bool(torch.isfinite(tensor).all())]:
+        raise InputError(f"float16 ends at 65504, which values of {_names(lost)} are beyond", hint="write float32")
+    return made
 
 
 def write_authors(
@@ -307,7 +288,7 @@ def write_authors(
     content: dict[str, Any] = {"params": _ordered(state)[1]}
     note = {"label": label, "prompts": prompts, "licence": licence}
     if any(note.values()):
-        content[_NOTE_KEY] = _checked_config(path, {key: value for key, value in note.items() if value})
+        content[_NOTE_KEY] = checked_config(path, {key: value for key, value in note.items() if value})
     try:
         with temporary_beside(path) as temporary:
             with temporary.open("wb") as stream:  # torch refuses hidden file names
@@ -323,30 +304,51 @@ def write_authors(
 
 
 def write_safetensors(
-    path: Path, state: Mapping[str, Tensor], *, prompts: Prompts, label: str | None = None, licence: str | None = None
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    prompts: Prompts,
+    label: str | None = None,
+    licence: str | None = None,
+    dims: GammaDims | None = None,
+    fresh: Collection[str] = (),
+    dtype: Dtype = "float32",
 ) -> None:
     """Write our own layout: ``NAME.safetensors`` and ``NAME.json`` (dimensions, prompts, label, licence, digest).
 
+    Args:
+        path: of the weights.
+        state: a whole Gamma.
+        prompts: which it was trained with.
+        label: such as ``untrained``.
+        licence: of the weights.
+        dims: those of the checkpoint that it came from; CLIP's activation, epsilon, mean and std when left out.
+        fresh: `Checkpoint.fresh`.
+        dtype: of the matrices in the file; reading widens them to float32.
+
     Raises:
-        InputError: ``state`` is not a whole Gamma. OutputError: cannot be written. The config is replaced last, and
-            its digest tells a torn pair.
+        InputError: ``state`` is not a whole Gamma, or float16 cannot hold it. OutputError: cannot be written. The
+            config is replaced last, and its digest tells a torn pair.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    dims, tensors = _ordered(state)
+    dims, tensors = _ordered(state, dims)
+    content = _halved(tensors) if dtype == "float16" else tensors
     config = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "version": 1,
         "dims": dims.to_json(),
         "prompts": prompts,
         "label": label,
         "licence": licence,
+        "fresh": sorted(fresh),
     }
-    _checked_config(path.with_suffix(".json"), config)
+    _fresh(path, tensors, config)
+    checked_config(path.with_suffix(".json"), config)
     try:
         with temporary_beside(path) as temporary:
-            save_file(tensors, temporary)
+            save_file(content, temporary)
             temporary.chmod(0o644)
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())

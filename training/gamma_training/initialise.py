@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gamma_runtime.errors import InputError
-from gamma_training.dims import GammaDims
+from gamma_training.dims import VOCABULARY, GammaDims
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,14 +17,25 @@ if TYPE_CHECKING:
 
     from gamma_training.model import Gamma
 
-__all__ = ["condition", "gamma_from_clip", "random_state", "smaller"]
+__all__ = ["Additions", "condition", "fresh_text", "gamma_from_clip", "random_state", "smaller"]
 
 FIRST_MOAE, EXPERTS, ADAPTER, SEED = 6, 3, 256, 123  # the authors' settings (model.md 1.2 and 3)
 _MLP = re.compile(r"((?:visual\.)?transformer\.resblocks\.([0-9]{1,6})\.mlp\.)(c_(?:fc|proj)\.(?:weight|bias))$")
 _ROUNDED = re.compile(r"(conv1|c_fc|c_proj|out_proj|in_proj)[._](weight|bias)$|(^|\.)(proj|text_projection)$")
 
 
-def gamma_from_clip(path: Path, clip: dict[str, Tensor]) -> dict[str, Tensor]:
+@dataclasses.dataclass(frozen=True)
+class Additions:
+    """What a base gets to become a Gamma; the authors' settings. ``rounded``: Linear weights go through fp16."""
+
+    first_moae: int = FIRST_MOAE
+    text_first_moae: int = FIRST_MOAE
+    experts: int = EXPERTS
+    seed: int = SEED
+    rounded: bool = True
+
+
+def gamma_from_clip(path: Path, clip: dict[str, Tensor], additions: Additions = Additions()) -> dict[str, Tensor]:
     """Gamma's tensors from a base CLIP/UniQA state dict (OpenAI names, no prefix).
 
     As the authors do it (model.md 1.6): Linear, Conv, attention and projection tensors are rounded to fp16 and back,
@@ -35,41 +46,94 @@ def gamma_from_clip(path: Path, clip: dict[str, Tensor]) -> dict[str, Tensor]:
     """
     import torch
 
-    _check_clip(path, clip)
-    generator = torch.Generator().manual_seed(SEED)
+    _check_clip(path, clip, additions)
+    experts = additions.experts
+    generator = torch.Generator().manual_seed(additions.seed)
     state: dict[str, Tensor] = {"score_level": torch.tensor((0.2, 0.4, 0.6, 0.8, 1.0))}
     for name, tensor in clip.items():
-        value = tensor.half().float() if _ROUNDED.search(name) else tensor
+        value = tensor.half().float() if additions.rounded and _ROUNDED.search(name) else tensor
         if value is not tensor and not bool(torch.isfinite(value).all()):
             raise InputError(f"{path}: {name} has values beyond float16's 65504, to which CLIP's weights are rounded")
         match = _MLP.match(name)
-        if match is None or int(match[2]) < FIRST_MOAE:
+        if match is None or int(match[2]) < _first(name, additions):
             state[f"clip_model.{name}"] = value
             continue
-        for home in ("useful_experts", *(f"experts.expert_{e}" for e in range(EXPERTS))):
+        for home in ("useful_experts", *(f"experts.expert_{e}" for e in range(experts))):
             state[f"clip_model.{match[1]}{home}.{match[3]}"] = value.clone()
         if match[3] == "c_fc.weight":
             width = value.shape[1]
             state[f"clip_model.{match[1]}scale"] = torch.zeros(())
-            state[f"clip_model.{match[1]}gating.layer1.weight"] = _uniform((EXPERTS, width), width, generator)
-            state[f"clip_model.{match[1]}gating.layer1.bias"] = _uniform((EXPERTS,), width, generator)
+            state[f"clip_model.{match[1]}gating.layer1.weight"] = _uniform((experts, width), width, generator)
+            state[f"clip_model.{match[1]}gating.layer1.bias"] = _uniform((experts,), width, generator)
     embed = clip["visual.proj"].shape[1]
     state["adapter.fc.0.weight"] = _uniform((ADAPTER, embed), embed, generator)
     state["adapter.fc.2.weight"] = _uniform((embed, ADAPTER), ADAPTER, generator)
     return state
 
 
-def _check_clip(path: Path, clip: dict[str, Tensor]) -> None:
+def _first(name: str, additions: Additions) -> int:
+    return additions.first_moae if name.startswith("visual.") else additions.text_first_moae
+
+
+def _check_clip(path: Path, clip: dict[str, Tensor], additions: Additions) -> None:
     """What `gamma_from_clip` itself relies on; every name and shape is checked afterwards, on the whole Gamma."""
     hint = "expected a ViT-B/16 state dict"
-    blocks = {m[2] for name in clip if (m := _MLP.match(name))}
-    if len(blocks) <= FIRST_MOAE or "visual.proj" not in clip:
-        raise InputError(
-            f"{path}: a CLIP with {len(blocks)} blocks and no room for MoAE from block {FIRST_MOAE} on", hint=hint
-        )
+    for prefix in ("visual.", ""):
+        blocks = {m[2] for name in clip if (m := _MLP.match(name)) and m[1].startswith(f"{prefix}transformer")}
+        first = _first(prefix, additions)
+        if len(blocks) <= first or "visual.proj" not in clip:
+            raise InputError(
+                f"{path}: a CLIP with {len(blocks)} blocks and no room for MoAE from block {first} on", hint=hint
+            )
     for name, tensor in clip.items():
         if tensor.dim() != 2 and (name == "visual.proj" or name.endswith("mlp.c_fc.weight")):
             raise InputError(f"{path}: {name} has shape {list(tensor.shape)}, expected 2 dimensions", hint=hint)
+
+
+def fresh_text(width: int, layers: int, context: int, embed: int, seed: int) -> dict[str, Tensor]:
+    """A text tower that has learned nothing, in OpenAI's names, with CLIP's own initial spreads and temperature 0.07.
+
+    Args:
+        width: a multiple of 64; the MLP is four times as wide.
+        layers: number of blocks.
+        context: longest prompt in tokens, the two ends included.
+        embed: width of the space that it shares with the images.
+        seed: of the weights.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, spread: float) -> Tensor:
+        return torch.randn(shape, generator=generator) * spread
+
+    inner, out = width**-0.5, (2 * layers * width) ** -0.5
+    state = {
+        "positional_embedding": normal(context, width, spread=0.01),
+        "token_embedding.weight": normal(VOCABULARY, width, spread=0.02),
+        "text_projection": normal(width, embed, spread=inner),
+        "logit_scale": torch.tensor(math.log(1 / 0.07)),
+        "ln_final.weight": torch.ones(width),
+        "ln_final.bias": torch.zeros(width),
+    }
+    for index in range(layers):
+        block = {
+            "attn.in_proj_weight": normal(3 * width, width, spread=inner),
+            "attn.in_proj_bias": torch.zeros(3 * width),
+            "attn.out_proj.weight": normal(width, width, spread=out),
+            "attn.out_proj.bias": torch.zeros(width),
+            "mlp.c_fc.weight": normal(4 * width, width, spread=(2 * width) ** -0.5),
+            "mlp.c_fc.bias": torch.zeros(4 * width),
+            "mlp.c_proj.weight": normal(width, 4 * width, spread=out),
+            "mlp.c_proj.bias": torch.zeros(width),
+            **{
+                f"ln_{i}.{part}": torch.full((width,), v)
+                for i in (1, 2)
+                for part, v in (("weight", 1.0), ("bias", 0.0))
+            },
+        }
+        state.update({f"transformer.resblocks.{index}.{name}": tensor for name, tensor in block.items()})
+    return state
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: Generator) -> Tensor:

@@ -1,5 +1,7 @@
 """Gamma in PyTorch: a CLIP with a Mixture of Assessment Experts in the last blocks of both towers (arXiv 2503.06678).
 
+The vision tower may be another ViT than CLIP's: `GammaDims` says which activation, epsilon and ln_pre.
+
 Parameter names and their order are the authors' (so their checkpoints load strictly); the code is this project's own.
 Shapes in comments: B images or prompts, L tokens, D width, E adaptive experts.
 """
@@ -7,18 +9,17 @@ Shapes in comments: B images or prompts, L tokens, D width, E adaptive experts.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import Tensor, nn
 
-from gamma_training.dims import GammaDims, TowerDims
+from gamma_training.dims import MEAN, STD, Activation, GammaDims, TowerDims
+from gamma_training.tokens import rows_of
 
 __all__ = ["MEAN", "STD", "Gamma", "expected_shapes", "quick_gelu"]
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, of RGB in [0, 1]
-STD = (0.26862954, 0.26130258, 0.27577711)
-LAYER_NORM_EPSILON = 1e-5
 QUICK_GELU = 1.702
 INITIAL_SCORE_LEVELS = (0.2, 0.4, 0.6, 0.8, 1.0)
 
@@ -28,16 +29,20 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(QUICK_GELU * x)
 
 
-class Mlp(nn.Module):
-    """D -> hidden -> D with QuickGELU."""
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
-    def __init__(self, width: int, hidden: int) -> None:
+
+class Mlp(nn.Module):
+    """D -> hidden -> D with the tower's activation."""
+
+    def __init__(self, dims: TowerDims) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
-        self.c_proj = nn.Linear(hidden, width)
+        self.activation = _ACTIVATIONS[dims.activation]
+        self.c_fc = nn.Linear(dims.width, dims.hidden)
+        self.c_proj = nn.Linear(dims.hidden, dims.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.c_proj(quick_gelu(self.c_fc(x)))
+        out: Tensor = self.c_proj(self.activation(self.c_fc(x)))
         return out
 
 
@@ -55,12 +60,12 @@ class Gating(nn.Module):
 class Moae(nn.Module):
     """y = S(x) + scale * sum_e g_e(x) E_e(x): shared expert ungated, the others gated per token."""
 
-    def __init__(self, width: int, hidden: int, experts: int) -> None:
+    def __init__(self, dims: TowerDims) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.zeros(()))
-        self.useful_experts = Mlp(width, hidden)
-        self.experts = nn.ModuleDict({f"expert_{e}": Mlp(width, hidden) for e in range(experts)})
-        self.gating = Gating(width, experts)
+        self.useful_experts = Mlp(dims)
+        self.experts = nn.ModuleDict({f"expert_{e}": Mlp(dims) for e in range(dims.experts)})
+        self.gating = Gating(dims.width, dims.experts)
 
     def forward(self, x: Tensor) -> Tensor:
         gates = self.gating(x)  # (B, L, E)
@@ -96,10 +101,9 @@ class Block(nn.Module):
     def __init__(self, dims: TowerDims, index: int) -> None:
         super().__init__()
         self.attn = Attention(dims.width, dims.heads)
-        self.ln_1 = nn.LayerNorm(dims.width, eps=LAYER_NORM_EPSILON)
-        moae = index >= dims.first_moae
-        self.mlp = Moae(dims.width, dims.hidden, dims.experts) if moae else Mlp(dims.width, dims.hidden)
-        self.ln_2 = nn.LayerNorm(dims.width, eps=LAYER_NORM_EPSILON)
+        self.ln_1 = nn.LayerNorm(dims.width, eps=dims.epsilon)
+        self.mlp = Moae(dims) if index >= dims.first_moae else Mlp(dims)
+        self.ln_2 = nn.LayerNorm(dims.width, eps=dims.epsilon)
 
     def forward(self, x: Tensor, causal: bool) -> Tensor:
         x = x + self.attn(self.ln_1(x), causal)
@@ -126,14 +130,14 @@ class VisionTower(nn.Module):
 
     def __init__(self, dims: GammaDims) -> None:
         super().__init__()
-        width = dims.vision.width
+        width, epsilon = dims.vision.width, dims.vision.epsilon
         self.class_embedding = nn.Parameter(torch.zeros(width))
         self.positional_embedding = nn.Parameter(torch.zeros(dims.tokens, width))
         self.proj = nn.Parameter(torch.zeros(width, dims.embed))
         self.conv1 = nn.Conv2d(3, width, dims.patch, stride=dims.patch, bias=False)
-        self.ln_pre = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.ln_pre = nn.LayerNorm(width, eps=epsilon) if dims.ln_pre else nn.Identity()
         self.transformer = Transformer(dims.vision)
-        self.ln_post = nn.LayerNorm(width, eps=LAYER_NORM_EPSILON)
+        self.ln_post = nn.LayerNorm(width, eps=epsilon)
 
     def embed(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> what the first block sees, (B, L, D)."""
@@ -142,10 +146,14 @@ class VisionTower(nn.Module):
         out: Tensor = self.ln_pre(torch.cat([classes, patches], dim=1) + self.positional_embedding)
         return out
 
+    def tokens(self, x: Tensor) -> Tensor:
+        """Normalised images (B, 3, H, W) -> all tokens after the last block, class token first, (B, L, D)."""
+        out: Tensor = self.transformer(self.embed(x))
+        return out
+
     def class_token(self, x: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) -> the class token after the last block, (B, D)."""
-        out: Tensor = self.transformer(self.embed(x))[:, 0]
-        return out
+        return self.tokens(x)[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.ln_post(self.class_token(x)) @ self.proj
@@ -162,15 +170,20 @@ class Clip(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(()))
         self.visual = VisionTower(dims)
         self.transformer = Transformer(dims.text)
+        self.kept_tokens = dims.kept_tokens
         self.token_embedding = nn.Embedding(dims.vocabulary, dims.text.width)
-        self.ln_final = nn.LayerNorm(dims.text.width, eps=LAYER_NORM_EPSILON)
+        self.ln_final = nn.LayerNorm(dims.text.width, eps=dims.text.epsilon)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids int64 (B, L), L <= context, one end-of-text (the largest id) each -> (B, embed).
 
         The mask is causal, so cutting L after the last end-of-text changes nothing (model.md 1.7).
+
+        Raises:
+            InputError: the token table holds only the rows in use, and a prompt has another word.
         """
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        rows = tokens if self.kept_tokens is None else rows_of(tokens, self.kept_tokens)
+        x = self.token_embedding(rows) + self.positional_embedding[: tokens.shape[1]]
         x = self.ln_final(self.transformer(x, causal=True))
         out: Tensor = x[torch.arange(len(x)), tokens.argmax(dim=-1)] @ self.text_projection
         return out
@@ -206,9 +219,11 @@ class Gamma(nn.Module):
         self.adapter = Adapter(dims.embed, dims.adapter)
 
     def normalise(self, crops: Tensor) -> Tensor:
-        """uint8 RGB (B, H, W, 3) -> float32 (B, 3, H, W), CLIP's mean and std."""
+        """uint8 RGB (B, H, W, 3) -> float32 (B, 3, H, W), by the mean and std of the pretraining."""
         x = crops.to(self.score_level.dtype).permute(0, 3, 1, 2) / 255
-        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
+        mean, std = (
+            torch.tensor(v, dtype=x.dtype, device=x.device).view(3, 1, 1) for v in (self.dims.mean, self.dims.std)
+        )
         return (x - mean) / std
 
     def image_features(self, crops: Tensor) -> Tensor:

@@ -1,1 +1,1 @@
-"""Commands: each one function and one options dataclass."""
+"""One file a command: parse, call, print."""

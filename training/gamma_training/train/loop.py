@@ -102,7 +102,7 @@ class _Run:
             self.model = build_model(self.source).to(group.device)
         with steps.step("labelled photos"):
             self.photos = open_photos(config, self.source.prompts)
-        fresh = frozenset(getattr(self.source, "fresh", ()))
+        fresh = self.source.fresh
         self.blocks = blocks_of(config, self.model, fresh)
         self.weights = mark_trained(config, self.model, self.blocks, fresh)
         self.optimizer = make_optimizer(config, self.weights, fresh)
@@ -165,6 +165,7 @@ class _Run:
         write_safetensors(
             path,
             self.model.state_dict(),
+            dims=self.model.dims,
             prompts=self.source.prompts,
             label=self.config.label,
             licence=self.source.licence,
