@@ -92,7 +92,8 @@ def apply(pixels: Pixels, distortion: Distortion) -> Pixels:
 
 
 def _rounded(values: NDArray[Any]) -> Pixels:
-    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _noise(pixels: Pixels, random: np.random.Generator) -> Field:
@@ -177,8 +178,8 @@ def _jpeg(pixels: Pixels, quality: float, _random: np.random.Generator) -> Pixel
     return _coded(pixels, ".jpg", [require("cv2", "cpu").IMWRITE_JPEG_QUALITY, round(quality)])
 
 
-def _webp(pixels: Pixels, quality: float, _random: np.random.Generator) -> Pixels:
-    return _coded(pixels, ".webp", [require("cv2", "cpu").IMWRITE_WEBP_QUALITY, round(quality)])
+def _jpeg2000(pixels: Pixels, share: float, _random: np.random.Generator) -> Pixels:
+    return _coded(pixels, ".jp2", [require("cv2", "cpu").IMWRITE_JPEG2000_COMPRESSION_X1000, round(share)])
 
 
 def _small(pixels: Pixels, factor: float) -> Pixels:
@@ -249,7 +250,7 @@ _MAKERS: dict[str, _Maker] = {
     "impulse-noise": _impulse_noise,
     "multiplicative-noise": _multiplicative_noise,
     "jpeg": _jpeg,
-    "webp": _webp,
+    "jpeg2000": _jpeg2000,
     "resampling": _resampling,
     "pixelation": _pixelation,
     "banding": _banding,
@@ -264,23 +265,23 @@ KINDS: tuple[str, ...] = tuple(_MAKERS)
 
 STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
     {
-        "gaussian-blur": (0.7, 1.1, 1.7, 2.7, 4.5),  # standard deviation, pixels
-        "lens-blur": (0.8, 1.5, 2.4, 3.8, 6.5),  # radius, pixels
-        "motion-blur": (2.5, 4.5, 7.5, 12.0, 20.0),  # length, pixels
-        "gaussian-noise": (6.0, 12.0, 21.0, 35.0, 60.0),  # standard deviation, of 255
-        "chroma-noise": (9.0, 17.0, 28.0, 44.0, 68.0),  # standard deviation, of 255
-        "impulse-noise": (0.004, 0.012, 0.03, 0.075, 0.18),  # share of the pixels
-        "multiplicative-noise": (0.06, 0.12, 0.21, 0.36, 0.65),  # standard deviation, share of the value
-        "jpeg": (40, 22, 13, 8, 4),  # quality
-        "webp": (45, 22, 10, 4, 0),  # quality
-        "resampling": (1.5, 2.1, 3.0, 4.6, 7.5),  # times smaller and back
-        "pixelation": (1.6, 2.2, 3.2, 5.0, 8.0),  # pixels a block
-        "banding": (20, 12, 8, 5, 3),  # values a channel
-        "underexposure": (0.75, 0.55, 0.4, 0.27, 0.15),  # gain
-        "overexposure": (1.25, 1.55, 1.95, 2.6, 4.0),  # gain
-        "low-contrast": (0.75, 0.55, 0.4, 0.27, 0.15),  # share kept
+        "gaussian-blur": (0.8, 1.4, 2.2, 3.6, 5.8),  # standard deviation, pixels
+        "lens-blur": (1.4, 2.5, 3.9, 5.9, 8.6),  # radius, pixels
+        "motion-blur": (2.8, 5.3, 8.5, 14.0, 25.0),  # length, pixels
+        "gaussian-noise": (6.0, 11.0, 17.5, 26.0, 39.0),  # standard deviation, of 255
+        "chroma-noise": (8.0, 15.0, 25.0, 38.0, 57.0),  # standard deviation, of 255
+        "impulse-noise": (0.001, 0.0025, 0.007, 0.018, 0.045),  # share of the pixels
+        "multiplicative-noise": (0.05, 0.08, 0.14, 0.21, 0.33),  # standard deviation, share of the value
+        "jpeg": (35, 15, 9, 5, 3),  # quality
+        "jpeg2000": (55, 22, 10, 5, 3),  # thousandths of the plain size
+        "resampling": (1.8, 3.0, 4.5, 7.3, 11.5),  # times smaller and back
+        "pixelation": (1.3, 2.0, 3.5, 5.4, 7.2),  # pixels a block
+        "banding": (22, 13, 9, 6, 4),  # values a channel
+        "underexposure": (0.77, 0.63, 0.5, 0.4, 0.29),  # gain
+        "overexposure": (1.12, 1.24, 1.39, 1.6, 1.95),  # gain
+        "low-contrast": (0.76, 0.61, 0.47, 0.36, 0.25),  # share kept
         "desaturation": (0.7, 0.5, 0.32, 0.16, 0.0),  # share kept
-        "colour-cast": (0.1, 0.18, 0.28, 0.4, 0.55),  # share gained or lost
-        "haze": (0.3, 0.6, 1.0, 1.55, 2.4),  # optical depth at the top
+        "colour-cast": (0.07, 0.15, 0.3, 0.5, 0.8),  # share gained or lost
+        "haze": (0.3, 0.52, 0.8, 1.1, 1.5),  # optical depth at the top
     }
 )
