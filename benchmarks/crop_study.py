@@ -172,7 +172,7 @@ def study(judge: Judge, options: Options) -> dict[str, Any]:
 
 
 def _watched(table: list[tuple[Path, float]]) -> Iterator[tuple[Path, float]]:
-    from gamma_export.steps import Steps
+    from gamma_runtime.steps import Steps
 
     with Steps(quiet=False).step(f"{len(table)} photos", len(table)) as tick:
         for row in table:

@@ -84,9 +84,9 @@ def _of_checkpoint(path: Path, scene: str | None, device: str, batch: int, threa
 
 def _of_bundle(folder: Path, scene: str | None, backend: str, threads: int | None) -> Judge:
     from gamma_export.parity import graph_scores
-    from gamma_export.steps import Steps
     from gamma_runtime import backends
     from gamma_runtime.bundle import open_bundle
+    from gamma_runtime.steps import Steps
 
     bundle = open_bundle(folder)
     name = scene or bundle.manifest.default_scene

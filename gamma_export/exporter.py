@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gamma_export.plan import ExportOptions, Plan, check_options, make_plan
-from gamma_export.steps import Steps
+from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gamma_export.steps import Steps, Tick
 from gamma_runtime.errors import InputError
+from gamma_runtime.steps import Steps, Tick
 
 if TYPE_CHECKING:
     from torch import Tensor

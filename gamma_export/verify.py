@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gamma_export.parity import measure, measure_open, photos_in, reference, share_for, verification_subjects
-from gamma_export.steps import Steps
 from gamma_runtime.errors import IntegrityError, UsageError
+from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
     from gamma_export.parity import Reference

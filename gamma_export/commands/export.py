@@ -37,7 +37,7 @@ class ExportCommand(ExportOptions, CommonOptions):
 def export_command(options: ExportCommand) -> int:
     """Turn a Gamma checkpoint into a verified bundle of ONNX graphs, and optionally TensorRT engines."""
     from gamma_export.exporter import export
-    from gamma_export.steps import Steps
+    from gamma_runtime.steps import Steps
 
     engine_options = _engine_options(options)
     source = options.checkpoint or Path(DEMO)

@@ -52,10 +52,10 @@ _LAYERS_ONLY = ("scene", "precision", "attention", "crops_count", "plot")
 
 def verify_command(options: VerifyOptions) -> int:
     """Run the golden-image self-test of a bundle (no torch) and, with --against, measure parity with the checkpoint."""
-    from gamma_export.steps import Steps
     from gamma_export.verify import verify
     from gamma_runtime.bundle import open_bundle
     from gamma_runtime.engines.use import EngineUse
+    from gamma_runtime.steps import Steps
 
     bundle = open_bundle(options.bundle)
     if options.layers:
@@ -88,7 +88,7 @@ def _layers(bundle: Bundle, options: VerifyOptions) -> int:
     """Stage by stage; the exit code says whether the graph is in line."""
     from gamma_export.layers import LayerOptions, layer_table, verify_layers
     from gamma_export.layers.plot import check_plot, plot_layers
-    from gamma_export.steps import Steps
+    from gamma_runtime.steps import Steps
 
     names = _backends(options)
     if len(names) > 1:

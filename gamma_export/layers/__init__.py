@@ -16,8 +16,8 @@ import numpy as np
 
 from gamma_export.layers.drift import StageMeter
 from gamma_export.layers.report import LayerReport, layer_table
-from gamma_export.steps import Steps
 from gamma_runtime.errors import InputError, UsageError
+from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
     from torch import Tensor

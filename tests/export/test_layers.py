@@ -25,10 +25,10 @@ from gamma_export.layers.report import LayerReport
 from gamma_export.layers.stages import gamma_stages
 from gamma_export.layers.taps import open_tapped
 from gamma_export.parity import torch_threads
-from gamma_export.steps import Steps
 from gamma_runtime.bundle import open_bundle
 from gamma_runtime.cli import run_command
 from gamma_runtime.errors import EnvironmentFault, InputError, OutputError
+from gamma_runtime.steps import Steps
 from tests import tiny_export
 
 Tiny = fidelity.Candidate
