@@ -93,10 +93,10 @@ def batches(
     def one(index: int) -> NDArray[Any]:
         if cache is None:
             sample = photos.train[index]
-            return cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
+            crop: NDArray[Any] = cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
+            return crop
         number = np.random.default_rng([seed, epoch, index]).integers(cache.crops)
-        view: NDArray[Any] = cache(index, int(number))
-        return view
+        return cache(index, int(number))
 
     flat = (int(index) for step in steps for index in step)
     made = prefetched(one, flat, 0 if cache is not None else workers, 4 * workers + 8)
