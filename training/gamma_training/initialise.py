@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gamma_training.model import Gamma
 
-__all__ = ["Additions", "condition", "fresh_text", "gamma_from_clip", "random_state", "smaller"]
+__all__ = ["Additions", "condition", "fresh_text", "gamma_from_clip", "random_state", "scratch_state", "smaller"]
 
 FIRST_MOAE, EXPERTS, ADAPTER, SEED = 6, 3, 256, 123  # the authors' settings (model.md 1.2 and 3)
 _MLP = re.compile(r"((?:visual\.)?transformer\.resblocks\.([0-9]{1,6})\.mlp\.)(c_(?:fc|proj)\.(?:weight|bias))$")
@@ -243,3 +243,27 @@ def smaller(dims: GammaDims, *, width: int, layers: int, first_moae: int, text_w
         dims.text, width=text_width, hidden=4 * text_width, layers=layers, heads=text_width // 64, first_moae=first_moae
     )
     return dataclasses.replace(dims, vision=vision, text=text)
+
+
+def scratch_state(dims: GammaDims, seed: int) -> dict[str, Tensor]:
+    """Weights to train a small Gamma from, with no base: CLIP's initial spreads, LayerNorms 1 and 0, biases 0.
+
+    Unlike in a Gamma made from a base, the experts all start differently, and scale starts at 0.1.
+    """
+    import torch
+
+    from gamma_training.model import expected_shapes
+
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    for name, shape in expected_shapes(dims).items():
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith("mlp.scale"):
+            state[name] = torch.tensor(0.1)
+        elif name.endswith("bias") or re.search(r"ln_\w+\.weight$", name):
+            state[name] = torch.full(shape, _centre(name))
+        else:
+            state[name] = noise * _spread(name, shape, dims)
+    state["score_level"] = torch.tensor((0.2, 0.4, 0.6, 0.8, 1.0))
+    state["clip_model.logit_scale"] = torch.tensor(math.log(1 / 0.07))  # CLIP's own start
+    return state
