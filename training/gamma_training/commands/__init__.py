@@ -1,0 +1,1 @@
+"""Commands: each one function and one options dataclass."""
