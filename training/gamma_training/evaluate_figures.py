@@ -15,6 +15,7 @@ __all__ = ["scatter_png", "worst_png"]
 
 _COLUMNS = 4
 _WORST = 12
+_MANY = 1000  # photos whose points would hide each other
 _THUMBNAIL = 320  # pixels of the long side
 _BLUE, _GREY = "#1f5fa8", "#8a8a8a"
 
@@ -31,7 +32,8 @@ def scatter_png(photos: Sequence[PhotoScore], found: Evaluation, title: str) -> 
         targets, scores = [photo.sample.target for photo in chosen], [photo.score for photo in chosen]
         ends = [min(*targets, *scores), max(*targets, *scores)]
         axes.plot(ends, ends, color=_GREY, linewidth=0.8)
-        axes.plot(targets, scores, ".", color=_BLUE, markersize=3, alpha=0.5, markeredgewidth=0)
+        size = 5 if len(chosen) < _MANY else 2
+        axes.plot(targets, scores, "o", color=_BLUE, markersize=size, alpha=0.6, markeredgewidth=0)
         said = "SRCC -" if math.isnan(row.values["srcc"]) else f"SRCC {row.values['srcc']:.4f}"
         axes.set_title(_shown(f"{row.name}: {row.photos} photos, {said}"), fontsize=9)
         axes.set_xlabel("target", fontsize=8)
@@ -89,7 +91,7 @@ def _grid(count: int, height: float, title: str) -> tuple[Any, list[Any]]:
     rows = -(-count // columns)
     figure = Figure(figsize=(max(3.4 * columns, 5.0), height * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)  # no display, and no global state
-    figure.suptitle(_shown(title), fontsize=10)
+    figure.suptitle(_shown(title), fontsize=9, wrap=True)
     return figure, [figure.add_subplot(rows, columns, index + 1) for index in range(count)]
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["Report", "read_specs", "run", "samples_of"]
 
 _MAX_CONFIG = 2**18  # bytes
+_SPEC = ("set", "table", "synthetic", "root", "range", "lower_better", "scene")  # flags that are keys of a DataSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Report:
         said = [f"{names}; split {self.protocol['split']}; crops {self.protocol['crops']}, {self.protocol['size']}"]
         said.append("intervals: 95 %, bootstrap over photos; copies of one photo are drawn together")
         for source, label in zip(self.sources, self.labels, strict=True):
+            if "note" in source:
+                said.append(f"{source['file']}: {source['note']}")
             if label:
                 random = "; its scores say nothing about images" if "untrained" in label else ""
                 said.append(f"{source['file']}: {label}{random}")
@@ -168,13 +171,14 @@ def read_specs(options: EvaluateOptions) -> list[DataSpec]:
     Raises:
         InputError: a file of ``--data`` is not of that form.
     """
-    from gamma_training.data import DataSpec, spec_from_mapping
+    from gamma_training.data import spec_from_mapping
 
-    if not options.data:
-        names = ("set", "table", "synthetic", "root", "range", "lower_better", "scene")
-        specs = [DataSpec(**{name: getattr(options, name) for name in names})]
+    if options.data:
+        entries = [(path, *entry) for path in options.data for entry in enumerate(_entries(path))]
+        specs = [spec_from_mapping(entry, path.parent, f"{path}: data[{place}]") for path, place, entry in entries]
     else:
-        specs = [spec_from_mapping(entry, path) for path in options.data for entry in _entries(path)]
+        given = {name: getattr(options, name) for name in _SPEC}
+        specs = [spec_from_mapping({k: v for k, v in given.items() if v not in (None, False)}, where="flags")]
     if options.limit is not None:
         specs = [dataclasses.replace(spec, limit=options.limit) for spec in specs]
     return specs

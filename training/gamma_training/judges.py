@@ -70,7 +70,6 @@ class Judge(abc.ABC):
     Attributes:
         facts: for the record: file, sha256, what runs it.
         label: the checkpoint's own, such as ``untrained``.
-        dims: the model's.
         scenes: names it can score in.
         contract: how photos become crops: a bundle's own rules, or the working sizes of a checkpoint's scenes.
         fixed: the contract came with the source: evaluation obeys it as a device would.
@@ -82,10 +81,14 @@ class Judge(abc.ABC):
 
     facts: dict[str, Any]
     label: str | None
-    dims: GammaDims
     scenes: tuple[str, ...]
     contract: Contract
     fixed: bool
+
+    @property
+    @abc.abstractmethod
+    def dims(self) -> GammaDims:
+        """The model's."""
 
     def scene_for(self, scene: str) -> str:
         """The scene that photos of ``scene`` are scored in: itself, or ``plain`` where the model knows nothing else.
@@ -156,7 +159,7 @@ class TorchJudge(Judge):
         self._known = {scene.name: scene for scene in scenes}
         self._texts: dict[str, Tensor] = {}
         self.facts = {"file": "model", **(facts or {}), "run_by": f"PyTorch fp32 on {self._device}"}
-        self.label, self.dims, self.scenes = label, model.dims, tuple(self._known)
+        self.label, self.scenes = label, tuple(self._known)
         sides = {scene.name: scene.short_side for scene in (*SCENES.values(), *scenes)}
         self.contract = Contract(short_sides=sides, crop=CropPolicy())
 
@@ -168,6 +171,11 @@ class TorchJudge(Judge):
         scenes = [*scenes_of(checkpoint.prompts), *options.user_scenes]
         facts = {"file": checkpoint.path.name, "sha256": checkpoint.sha256, "kind": checkpoint.kind}
         return cls(build_model(checkpoint), scenes, options, facts, checkpoint.label)
+
+    @property
+    def dims(self) -> GammaDims:
+        """The model's."""
+        return self._model.dims
 
     def _score(self, crops: Crops, scene: str) -> Scores:
         import torch
@@ -236,13 +244,13 @@ class BundleJudge(Judge):
     fixed = True
 
     def __init__(self, bundle: Bundle, scenes: Sequence[str], options: JudgeOptions) -> None:
+        from gamma_runtime.backends import CPU
         from gamma_runtime.engines.use import EngineUse
         from gamma_runtime.graphs import open_graphs
-        from gamma_training.dims import GammaDims
 
         info = bundle.manifest.checkpoint
         self.facts = {"file": bundle.folder.name, "sha256": bundle.sha256, "checkpoint_sha256": info.sha256}
-        self.label, self.dims = info.label, GammaDims.from_json(info.dims)
+        self.label, self._dims = info.label, info.dims
         self.scenes = tuple(scene.name for scene in bundle.manifest.scenes)
         self.contract = bundle.contract()
         if self.contract.crop.frame:
@@ -255,8 +263,17 @@ class BundleJudge(Judge):
         self._batch = options.batch
         self.scenes = tuple(wanted)
         ran = dict.fromkeys(f"{graph.backend.name} {graph.backend.version}" for graph in self._graphs)
-        self.precision = self._graphs[0].entry.precision
-        self.facts["run_by"] = f"{', '.join(ran)}, {self.precision}"
+        precision = self._graphs[0].entry.precision
+        self.facts["run_by"] = f"{', '.join(ran)}, {precision}"
+        if precision != "fp32" and any(graph.backend.name in CPU for graph in self._graphs):
+            self.facts["note"] = f"emulated: a CPU computes the {precision} graph partly in fp32"
+
+    @property
+    def dims(self) -> GammaDims:
+        """The model's."""
+        from gamma_training.dims import GammaDims
+
+        return GammaDims.from_json(self._dims)
 
     def _score(self, crops: Crops, scene: str) -> Scores:
         graph = next(graph for graph in self._graphs if scene in graph.entry.scenes)
