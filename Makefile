@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := cpu,export,rtx,dev,fuzz
+EXTRAS := cpu,export,train,rtx,dev,fuzz
 PYTHONS := python3.11 python3.12 python3.10 python3
 FUZZ_SECONDS := 300
 DEMO := build/demo.gamma

@@ -12,7 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-MADE = ("cpu", "export", "rtx", "dev", "fuzz")
+MADE = ("cpu", "export", "train", "rtx", "dev", "fuzz")
 PACKAGES = ("gamma_export", "runtime/gamma_runtime", "calib/gamma_calib", "training/gamma_training")
 OWN = {"gamma_export", "gamma_runtime", "gamma_calib", "gamma_training"}
 

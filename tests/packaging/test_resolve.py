@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-EXTRAS = ("cpu", "export", "rtx", "dev", "fuzz")  # what `make` installs
+EXTRAS = ("cpu", "export", "train", "rtx", "dev", "fuzz")  # what `make` installs
 PYTHONS = ("3.10", "3.12")
 LISTED = {"torch": ("torch",), "tensorrt-rtx": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings")}
 
