@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from gamma_training.data.distortions import Distortion
 
-__all__ = ["SPLITS", "DataSpec", "Dataset", "Sample", "Split"]
+__all__ = ["SPLITS", "DataSpec", "Dataset", "Labels", "Sample", "Split"]
 
 Split = Literal["train", "val", "test"]
+Labels = Literal["metric", "level"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -56,26 +57,36 @@ class DataSpec:
     """Where labelled photos come from: exactly one of ``set``, ``table`` and ``synthetic``; one entry of `data:`.
 
     Attributes:
-        set: one of the paper's twelve (``koniq10k``, …), its folder in ``root``.
-        table: a CSV with columns path, mos and optionally split and scene; paths are relative to ``root``.
+        set: one of the paper's twelve (``koniq10k``, …; `registry.SETS`), unpacked in ``root``.
+        table: a CSV with columns path, mos and optionally split, scene and content (what is on the photo: rows of one
+            content stay in one split); paths are relative to ``root``.
         synthetic: a folder of clean photos, distorted on the fly, or a table that ``gamma-train make-data`` wrote.
+        name: in reports; by default the set's name, or the table's or the folder's.
         root: the photos' folder; of a table, the table's own folder when left out.
         range: lowest and highest possible label; of a table, required.
         lower_better: whether a low label means a good photo.
-        scene: of all samples; a ``scene`` column wins.
+        scene: of all samples; a ``scene`` column wins. By default a set's own, else natural-quality.
         short_side: photos whose short side is longer are reduced to it (pixels); a set's own rule when left out.
-        limit: at most so many samples of each split, spread evenly.
-        seed: of splits that the source does not give, and of synthetic distortions.
+        kinds: of a synthetic folder, the distortions to use; all when left out.
+        labels: of a synthetic source, the ``metric`` (`metric.quality`) or the ``level`` (1 for the clean photo, 0 for
+            level 5, in even steps).
+        skip_missing: leave photos out that are not there, instead of refusing the set.
+        limit: at most so many samples of each split, chosen by a hash of their names.
+        seed: of splits that the source does not give, of ``limit``, and of synthetic distortions.
     """
 
     set: str | None = None
     table: Path | None = None
     synthetic: Path | None = None
+    name: str | None = None
     root: Path | None = None
     range: tuple[float, float] | None = None
     lower_better: bool = False
     scene: str | None = None
     short_side: int | None = None
+    kinds: tuple[str, ...] | None = None
+    labels: Labels = "metric"
+    skip_missing: bool = False
     limit: int | None = None
     seed: int = 123
 
