@@ -14,7 +14,7 @@ from gamma_runtime.errors import InputError, OutputError, UsageError
 from gamma_runtime.files import write_atomically
 from gamma_runtime.steps import Steps
 from gamma_training import evaluate_report
-from gamma_training.evaluate import PhotoScore, Protocol, Scored, contracts_for, score_samples
+from gamma_training.evaluate import PhotoScore, Protocol, Scored, Skipped, contracts_for, score_samples
 from gamma_training.evaluate_rows import Comparison, Evaluation, compare, evaluation_of
 from gamma_training.judges import Judge, JudgeOptions, open_judge
 from gamma_training.scenes import load_scenes
@@ -120,13 +120,14 @@ def run(options: EvaluateOptions) -> Report:
         skip_bad=options.skip_bad,
     )
     specs = read_specs(options)
-    samples = samples_of(specs, options.split, steps)
+    samples, missing = samples_of(specs, options.split, options.skip_bad, steps)
     judges: list[Judge] = []
     try:
         for source, chosen in _sources(options):
             with steps.step(f"opening {source.name}"):
                 judges.append(open_judge(source, tuple(dict.fromkeys(s.scene for s in samples)), chosen))
         scored = score_samples(judges, samples, how, steps)
+        scored = dataclasses.replace(scored, skipped=(*missing, *scored.skipped))
         report = _report(judges, how, specs, scored, options, steps)
     finally:
         for judge in judges:
@@ -201,26 +202,40 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def samples_of(specs: Sequence[DataSpec], split: str, steps: Steps) -> list[Sample]:
-    """All photos of a split, set by set; sets of one name are told apart by a number.
+def samples_of(
+    specs: Sequence[DataSpec], split: str, skip_bad: bool, steps: Steps
+) -> tuple[list[Sample], list[Skipped]]:
+    """All photos of a split, set by set, and those that are not there; sets of one name get numbers.
 
     Raises:
-        InputError: a source cannot be used, or no photo is left.
+        InputError: a source cannot be used, photos are missing and may not be, or no photo is left.
     """
-    from gamma_training.data import open_data
-
     samples: list[Sample] = []
+    missing: list[Skipped] = []
     names: list[str] = []
     with steps.step(f"{len(specs)} sources of photos"):
         for spec in specs:
-            dataset: Dataset = open_data(spec)
+            dataset, lost = _open(spec, skip_bad, steps)
             names.append(dataset.name)
             suffix = f"-{names.count(dataset.name)}" if names.count(dataset.name) > 1 else ""
             chosen = [sample for sample in dataset.samples if split in ("all", sample.split)]
-            samples += [dataclasses.replace(s, dataset=s.dataset + suffix) for s in chosen] if suffix else chosen
+            samples += [dataclasses.replace(sample, dataset=sample.dataset + suffix) for sample in chosen]
+            missing += [Skipped(sample, "not there") for sample in lost if split in ("all", sample.split)]
     if not samples:
         raise InputError(f"{', '.join(names)}: no photo in the split {split}", hint="--split all takes every photo")
-    return samples
+    return samples, missing
+
+
+def _open(spec: DataSpec, skip_bad: bool, steps: Steps) -> tuple[Dataset, list[Sample]]:
+    """A source, and its samples whose photos are not there; those are never left out in silence."""
+    from gamma_training.data.opening import missing_photos, open_data, open_labels
+
+    if not (skip_bad or spec.skip_missing):
+        return open_data(spec, steps), []
+    labels = open_labels(spec, steps).samples
+    missing = set(missing_photos(labels))
+    dataset = open_data(dataclasses.replace(spec, skip_missing=True), steps)
+    return dataset, [sample for sample in labels if sample.path in missing]
 
 
 def _report(
