@@ -23,8 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from gamma_export import demo, fold, parity, steps, vision, weights
-from gamma_runtime import backends
+from gamma_export import demo, fold, parity, vision, weights
+from gamma_runtime import backends, steps
 from gamma_training import dims as model_dims
 from gamma_training import initialise, scenes
 

@@ -63,12 +63,11 @@ def conditioned_model(dims: GammaDims, seed: int, *, logit_scale: float | None =
     """
     import torch
 
-    from gamma_export.fold import encode_scenes
     from gamma_export.parity import verification_crops
     from gamma_export.photos import VERIFICATION_COPIES, packaged_photos
     from gamma_training.initialise import condition, random_state
     from gamma_training.model import Gamma
-    from gamma_training.scenes import scenes_of
+    from gamma_training.scenes import encode_scenes, scenes_of
 
     state = random_state(dims, seed)
     if logit_scale is not None:

@@ -118,9 +118,10 @@ def _build(
 ) -> Manifest:
     """Everything of the bundle but its publication: files into ``stage``, and the manifest with its measurements."""
     from gamma_export.describe import describe
-    from gamma_export.fold import encode_scenes, fold_text
+    from gamma_export.fold import fold_text
     from gamma_export.golden import make_golden
     from gamma_export.parity import photos_in, reference, verification_subjects
+    from gamma_training.scenes import encode_scenes
 
     names = [scene.name for scene in plan.scenes]
     subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,8 +20,6 @@ from gamma_training.dims import HEAD_WIDTH, GammaDims
 if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor
-
-    from gamma_training.scenes import Scene
 
     Array: TypeAlias = npt.NDArray[np.float64]
 
@@ -160,16 +158,3 @@ def _moae(state: Mapping[str, Tensor], dims: GammaDims, index: int) -> list[Fold
 def fold_text(text: Tensor, logit_scale: Tensor) -> Array:
     """L2-normalised text features [P, embed] -> the head's logit matrix [embed, P], exp(logit_scale) folded in."""
     return (_f64(text) * math.exp(float(logit_scale))).T
-
-
-def encode_scenes(model: object, scenes: Sequence[Scene]) -> Tensor:
-    """L2-normalised text features [5 * K, embed] of the scenes' prompts, by the PyTorch text tower in fp32."""
-    import torch
-
-    from gamma_training.model import Gamma
-    from gamma_training.tokens import tokenize
-
-    if not isinstance(model, Gamma):
-        raise TypeError(f"expected a Gamma module, found {type(model).__name__}")
-    with torch.inference_mode():
-        return torch.cat([model.text_features(tokenize(scene.prompts, model.dims.context)) for scene in scenes])

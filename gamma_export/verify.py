@@ -132,8 +132,8 @@ def _reference(
     bundle: Bundle, against: Path | str, photos: Path | None, threads: int | None, steps: Steps
 ) -> Reference:
     """The checkpoint's own scores of the verification crops, for the prompts that the manifest records."""
-    from gamma_export.fold import encode_scenes
     from gamma_training.checkpoint import build_model
+    from gamma_training.scenes import encode_scenes
 
     subjects = verification_subjects(photos_in(photos), bundle.contract().crop, steps)
     with steps.step("checkpoint"):

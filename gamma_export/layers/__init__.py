@@ -65,7 +65,7 @@ def verify_layers(
         UsageError: less than one crop, or a backend that cannot be tapped. InputError: no such graph.
         IntegrityError: a file of the bundle changed, or the checkpoint is another one.
     """
-    from gamma_export.fold import encode_scenes, fold_text
+    from gamma_export.fold import fold_text
     from gamma_export.layers.stages import gamma_stages
     from gamma_export.layers.taps import open_tapped
     from gamma_export.parity import torch_threads
@@ -73,6 +73,7 @@ def verify_layers(
     from gamma_export.verify import bundle_scenes, gates, same_checkpoint
     from gamma_runtime import backends
     from gamma_training.checkpoint import build_model
+    from gamma_training.scenes import encode_scenes
 
     check_gate(options.gate)
     steps = steps or Steps()

@@ -105,6 +105,8 @@ def _metavar(field: dataclasses.Field[Any], hint: Any) -> str | None:
     parts = [part for part in typing.get_args(hint) if part is not type(None)]
     if type(None) not in typing.get_args(hint) or len(parts) != 1:
         return None
+    if typing.get_origin(parts[0]) is tuple:
+        return " ".join(str(part.__name__).upper() for part in typing.get_args(parts[0]))
     if choices := typing.get_args(parts[0]):
         return "{" + ",".join(str(choice) for choice in choices if choice is not None) + "}"
     return str(parts[0].__name__).upper()

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: one line a step with its seconds, and a bar inside a step on a terminal."""
+"""Progress of long work on stderr: one line a step with its seconds, and what is left of a long one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from gamma_runtime.cli import log
 
 __all__ = ["Steps", "Tick"]
 
+_LINE_EVERY = 30.0  # seconds
 Tick = Callable[[int], None]  # called with the number of items just done
 
 
 class Steps:
-    """Prints what is being done.
+    """Prints what is being done, and how long it will still take: a bar on a terminal, else a line now and then.
 
     Example:
         >>> steps = Steps(quiet=False)
@@ -41,7 +42,8 @@ class Steps:
     def step(self, text: str, total: int | None = None) -> Iterator[Tick]:
         """Time a block; the caller ticks when it knows how many items there are."""
         start = time.monotonic()
-        with _bar(text, total) if not self._quiet and sys.stderr.isatty() else _nothing() as tick:
+        shown = _nothing() if self._quiet else _bar(text, total) if sys.stderr.isatty() else _lines(total, start)
+        with shown as tick:
             yield tick
         if not self._quiet:
             log(f"{self.seconds:6.1f} s  {text} ({time.monotonic() - start:.1f} s)")
@@ -50,6 +52,26 @@ class Steps:
 @contextlib.contextmanager
 def _nothing() -> Iterator[Tick]:
     yield lambda _: None
+
+
+@contextlib.contextmanager
+def _lines(total: int | None, start: float) -> Iterator[Tick]:
+    """For logs: every half minute how much is done, at what pace, and what is left."""
+    from gamma_runtime.engines.eta import remaining_text
+
+    said, done = start, 0
+
+    def tick(count: int) -> None:
+        nonlocal said, done
+        done += count
+        now = time.monotonic()
+        if now - said < _LINE_EVERY or done == total:
+            return
+        said, pace = now, done / (now - start)
+        left = "" if total is None else f" of {total}, {remaining_text((total - done) / pace)}"
+        log(f"        {done}{left}; {pace:.3g} a second")
+
+    yield tick
 
 
 @contextlib.contextmanager

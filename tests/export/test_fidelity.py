@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from benchmarks import fidelity
-from gamma_export import fold, parity, steps, vision, weights
-from gamma_runtime import backends
+from gamma_export import fold, parity, vision, weights
+from gamma_runtime import backends, steps
 from gamma_training import dims as model_dims
 
 ORACLE = Path(__file__).parent.parent / "data"
@@ -30,13 +30,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> fidelity.Candidate:
 def _authors_scores(folder: Path, oracle_checkpoint: Path, precision: str, backend: str) -> float:
     """Largest |difference| of the joint graph of the oracle's six scenes to the authors' own classes' scores."""
     from gamma_training.checkpoint import build_model, read_checkpoint
-    from gamma_training.scenes import SCENES
+    from gamma_training.scenes import SCENES, encode_scenes
 
     checkpoint = read_checkpoint(oracle_checkpoint)
     model = build_model(checkpoint)
     authors = json.loads((ORACLE / "authors_tiny_scores.json").read_text())["scores"]
     crops = np.load(ORACLE / "authors_tiny_crops.npy")
-    text = fold.fold_text(fold.encode_scenes(model, list(SCENES.values())), model.clip_model.logit_scale)
+    text = fold.fold_text(encode_scenes(model, list(SCENES.values())), model.clip_model.logit_scale)
     file = weights.write_weights(folder, fold.fold_vision(checkpoint.state, checkpoint.dims), precision)
     graph = vision.build_graph("joint", file, checkpoint.dims, text, vision.GraphOptions(precision=precision, crops=3))
     path = folder / "joint.onnx"

@@ -58,9 +58,8 @@ def bundles(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, B
 
 @pytest.fixture(scope="module")
 def subject(demo: Path) -> Subject:
-    from gamma_export.fold import encode_scenes
     from gamma_training.checkpoint import build_model, read_checkpoint
-    from gamma_training.scenes import scenes_of
+    from gamma_training.scenes import encode_scenes, scenes_of
 
     model = build_model(read_checkpoint(demo))
     return subject_of(model, encode_scenes(model, scenes_of("sdp")), photos=4)

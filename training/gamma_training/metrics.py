@@ -15,7 +15,16 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["METRICS", "Correlations", "bootstrap", "correlations", "interval", "paired_bootstrap", "resampled"]
+__all__ = [
+    "METRICS",
+    "Correlations",
+    "Floats",
+    "bootstrap",
+    "correlations",
+    "interval",
+    "paired_bootstrap",
+    "resampled",
+]
 
 Floats: TypeAlias = NDArray[np.float64]
 

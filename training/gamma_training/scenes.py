@@ -11,11 +11,16 @@ import reprlib
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gamma_runtime.errors import InputError, UsageError
 
-__all__ = ["LEVELS", "SCENES", "Scene", "find_scenes", "load_scenes", "scenes_of"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gamma_training.model import Gamma
+
+__all__ = ["LEVELS", "SCENES", "Scene", "encode_scenes", "find_scenes", "load_scenes", "scenes_of"]
 
 LEVELS = ("bad", "poor", "fair", "good", "perfect")
 Kind = Literal["sdp", "plain", "user"]
@@ -71,6 +76,21 @@ def find_scenes(names: Sequence[str], user: Sequence[Scene] = ()) -> list[Scene]
         if name not in known:
             raise UsageError(f"unknown scene {name!r}", hint=f"one of {', '.join(known)}, or --scene-file YAML")
     return [known[name] for name in wanted]
+
+
+def encode_scenes(model: Gamma, scenes: Sequence[Scene]) -> Tensor:
+    """L2-normalised text features [5 * K, embed] of the scenes' prompts, by the text tower in fp32, where the model is.
+
+    They depend on weights and prompts only: once a scene is enough, however many photos follow.
+    """
+    import torch
+
+    from gamma_training.tokens import tokenize
+
+    device = model.score_level.device
+    with torch.inference_mode():
+        tokens = [tokenize(scene.prompts, model.dims.context).to(device) for scene in scenes]
+        return torch.cat([model.text_features(some) for some in tokens])
 
 
 def load_scenes(path: Path) -> list[Scene]:
