@@ -7,9 +7,10 @@ whatever was misread is found by running the file beside the module that was mad
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,11 @@ import numpy as np
 from gamma_runtime.errors import InputError
 from gamma_training.dims import HEAD_WIDTH, Activation
 from gamma_training.intake import shown
+from gamma_training.onnx_graph import NOT_ONE, Graph, MismatchError, attributes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 __all__ = ["Vit", "find_vit"]
 
@@ -28,6 +30,7 @@ _SHAPE_ONLY = frozenset(
     {"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Cast", "Identity", "Split", "Slice", "Gather"}
 )
 _QUICK_GELU = 1.702
+_NO_BRANCH = "no sum of a tensor and a branch that reads its norm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,83 +70,21 @@ class _Linear:
     bias: Any
 
 
-class _MismatchError(Exception):
-    """The graph does not go on like a ViT here."""
-
-
-_NOT_ONE = (_MismatchError, IndexError, ValueError)  # the latter two: a node with other inputs than it should have
-
-
-class _Graph:
-    """The nodes of a graph by what they make."""
-
-    def __init__(self, model: ModelProto) -> None:
-        from onnx import numpy_helper
-
-        self.makers: dict[str, NodeProto] = {name: node for node in model.graph.node for name in node.output}
-        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-        for node in model.graph.node:
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.name == "value":
-                    self._tensors[node.output[0]] = attribute.t
-        self._to_array = numpy_helper.to_array
-
-    def constant(self, value: str) -> Any:
-        """The array of a constant, or None."""
-        node = self.makers.get(value)
-        if node is not None and node.op_type == "Identity":
-            return self.constant(node.input[0])
-        tensor = self._tensors.get(value)
-        return None if tensor is None else self._to_array(tensor)
-
-    def op(self, value: str, *kinds: str) -> NodeProto:
-        node = self.makers.get(value)
-        if node is None or node.op_type not in kinds:
-            raise _MismatchError(f"{value} is not made by {' or '.join(kinds)}")
-        return node
-
-    def is_op(self, value: str, *kinds: str) -> bool:
-        node = self.makers.get(value)
-        return node is not None and node.op_type in kinds
-
-    def with_constant(self, node: NodeProto) -> tuple[str, Any]:
-        """The other input and the constant of a node with two inputs, in either order."""
-        for source, constant in (tuple(node.input), tuple(node.input)[::-1]):
-            if (array := self.constant(constant)) is not None and self.constant(source) is None:
-                return source, array
-        raise _MismatchError(f"{node.name}: one constant input expected")
-
-    def ancestors(self, value: str) -> Iterator[NodeProto]:
-        stack, seen = [value], set()
-        while stack:
-            node = self.makers.get(stack.pop())
-            if node is not None and id(node) not in seen:
-                seen.add(id(node))
-                yield node
-                stack.extend(node.input)
-
-
-def _attributes(node: NodeProto) -> dict[str, Any]:
-    from onnx import helper
-
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 def find_vit(model: ModelProto) -> Vit:
     """The ViT in a graph: of all norms, the one with the most blocks of a ViT before it ends the backbone.
 
     Raises:
         InputError: no norm has any, or it is a ViT of another kind.
     """
-    graph = _Graph(model)
-    best, why = _Chain("", "", [], ""), ""
+    graph = Graph(model)
+    best, why = _Chain("", "", [], ""), _NO_BRANCH
     for node in model.graph.node:
         try:
             source = _norm(graph, node.output[0]).source
-        except _NOT_ONE:
+        except NOT_ONE:
             continue
         embedding, blocks, stopped = _blocks(graph, source)
-        why = why if blocks else stopped
+        why = stopped if not blocks and stopped != _NO_BRANCH else why
         if len(blocks) > len(best.blocks):
             best = _Chain(node.output[0], embedding, blocks, stopped)
     if not best.blocks:
@@ -169,36 +110,37 @@ class _Chain:
     stopped: str
 
 
-def _blocks(graph: _Graph, value: str) -> tuple[str, list[dict[str, Any]], str]:
+def _blocks(graph: Graph, value: str) -> tuple[str, list[dict[str, Any]], str]:
     """What the first block reads, the blocks in order, found from the last one backwards, and why there are no more."""
     blocks: list[dict[str, Any]] = []
     while True:
         try:
             mlp, middle = _residual(graph, value, _mlp)
             attention, start = _residual(graph, middle, _attention)
-        except _NOT_ONE as error:
+        except NOT_ONE as error:
             return value, blocks[::-1], str(error)
         blocks.append({**attention, **mlp})
         value = start
 
 
-def _residual(graph: _Graph, value: str, read: Any) -> tuple[dict[str, Any], str]:
+def _residual(graph: Graph, value: str, read: Any) -> tuple[dict[str, Any], str]:
     """A sum of x and a branch that reads a norm of x: the branch's weights, and x."""
-    node = graph.op(value, "Add")
-    problem: Exception = _MismatchError(f"{node.name}: no residual branch")
-    for branch, stream in (tuple(node.input), tuple(node.input)[::-1]):
-        try:
+    problem: Exception = MismatchError(_NO_BRANCH)
+    inputs = graph.makers[value].input if graph.is_op(value, "Add") else []
+    for branch, stream in itertools.permutations(inputs, 2):
+        with contextlib.suppress(*NOT_ONE):
             out = _scaled_linear(graph, branch)
-            made, norm = read(graph, out)
-        except _NOT_ONE as error:
-            problem = error
-            continue
-        if norm.source == stream:
-            return made, stream
+            try:
+                made, norm = read(graph, out)
+            except NOT_ONE as error:
+                problem = error
+                continue
+            if norm.source == stream:
+                return made, stream
     raise problem
 
 
-def _scaled_linear(graph: _Graph, value: str) -> _Linear:
+def _scaled_linear(graph: Graph, value: str) -> _Linear:
     """A product with a LayerScale after it, or none; folded."""
     if not graph.is_op(value, "Mul"):
         return _linear(graph, value)
@@ -206,20 +148,23 @@ def _scaled_linear(graph: _Graph, value: str) -> _Linear:
     scale = scale.reshape(-1).astype(np.float64)
     linear = _linear(graph, source)
     if scale.size not in (1, len(linear.weight)):
-        raise _MismatchError(f"{value}: a scale of {scale.size} values")
+        raise MismatchError(f"{value}: a scale of {scale.size} values")
     return _Linear(linear.source, linear.weight * scale[:, None], linear.bias * scale)
 
 
-def _linear(graph: _Graph, value: str) -> _Linear:
+def _linear(graph: Graph, value: str) -> _Linear:
     """MatMul and Add, or Gemm; float64, [out, in]."""
     bias: Any = None
+    if graph.is_op(value, "Reshape") and graph.is_op(graph.makers[value].input[0], "Gemm"):
+        value = graph.makers[value].input[0]
     if graph.is_op(value, "Gemm"):
         node = graph.makers[value]
-        facts = _attributes(node)
+        facts = attributes(node)
         weight, source = graph.constant(node.input[1]), node.input[0]
+        source = graph.makers[source].input[0] if graph.is_op(source, "Reshape") else source
         bias = graph.constant(node.input[2]) if len(node.input) > 2 else None
         if facts.get("alpha", 1.0) != 1.0 or facts.get("beta", 1.0) != 1.0 or facts.get("transA", 0):
-            raise _MismatchError(f"{node.name}: a Gemm of another kind")
+            raise MismatchError(f"{node.name}: a Gemm of another kind")
         weight = weight if weight is None or facts.get("transB", 0) else weight.T
     else:
         if graph.is_op(value, "Add"):
@@ -227,19 +172,19 @@ def _linear(graph: _Graph, value: str) -> _Linear:
         source, weight = graph.with_constant(graph.op(value, "MatMul"))
         weight = weight.T
     if weight is None or weight.ndim != 2 or (bias is not None and bias.size != len(weight)):
-        raise _MismatchError(f"{value}: not a product with a matrix and a bias")
+        raise MismatchError(f"{value}: not a product with a matrix and a bias")
     weight = weight.astype(np.float64)
     return _Linear(source, weight, np.zeros(len(weight)) if bias is None else bias.reshape(-1).astype(np.float64))
 
 
-def _norm(graph: _Graph, value: str) -> _Norm:
+def _norm(graph: Graph, value: str) -> _Norm:
     """LayerNormalization, or what it was decomposed to."""
     if graph.is_op(value, "LayerNormalization"):
         node = graph.makers[value]
         weight, bias = (graph.constant(name) for name in node.input[1:3])
         if weight is None or bias is None:
-            raise _MismatchError(f"{node.name}: its weights are not constant")
-        return _Norm(node.input[0], weight, bias, float(_attributes(node).get("epsilon", 1e-5)))
+            raise MismatchError(f"{node.name}: its weights are not constant")
+        return _Norm(node.input[0], weight, bias, _short(attributes(node).get("epsilon", 1e-5)))
     scaled, bias = graph.with_constant(graph.op(value, "Add"))
     unit, weight = graph.with_constant(graph.op(scaled, "Mul"))
     centred, deviation = graph.op(unit, "Div").input
@@ -247,22 +192,27 @@ def _norm(graph: _Graph, value: str) -> _Norm:
     squares, epsilon = graph.with_constant(graph.op(graph.op(deviation, "Sqrt").input[0], "Add"))
     graph.op(squares, "ReduceMean")
     if graph.op(mean, "ReduceMean").input[0] != source or weight.ndim != 1 or epsilon.size != 1:
-        raise _MismatchError(f"{value}: not a LayerNorm")
-    return _Norm(source, weight, bias, float(f"{float(epsilon.reshape(())):.6g}"))  # 1e-6, not float32's 9.99999997e-7
+        raise MismatchError(f"{value}: not a LayerNorm")
+    return _Norm(source, weight, bias, _short(epsilon.reshape(())))
 
 
-def _mlp(graph: _Graph, out: _Linear) -> tuple[dict[str, Any], _Norm]:
+def _short(value: Any) -> float:
+    """A float32 as it was meant: 1e-6, not 9.99999997e-7."""
+    return float(f"{float(value):.6g}")
+
+
+def _mlp(graph: Graph, out: _Linear) -> tuple[dict[str, Any], _Norm]:
     activation, source = _activation(graph, out.source)
     into = _linear(graph, source)
     return {"mlp.c_fc": into, "mlp.c_proj": out, "ln_2": (norm := _norm(graph, into.source)), "act": activation}, norm
 
 
-def _activation(graph: _Graph, value: str) -> tuple[Activation, str]:
+def _activation(graph: Graph, value: str) -> tuple[Activation, str]:
     """Which it is, and what it reads: ``Gelu``, or a product of x, a function of x and numbers."""
     if graph.is_op(value, "Gelu"):
         node = graph.makers[value]
-        if _attributes(node).get("approximate", b"none") != b"none":
-            raise _MismatchError(f"{node.name}: GELU by tanh")
+        if attributes(node).get("approximate", b"none") != b"none":
+            raise MismatchError(f"{node.name}: GELU by tanh")
         return "gelu", node.input[0]
     graph.op(value, "Mul")
     factor, parts = _factors(graph, value)
@@ -277,10 +227,10 @@ def _activation(graph: _Graph, value: str) -> tuple[Activation, str]:
             right = math.isclose(slope, math.sqrt(0.5), rel_tol=1e-4) and math.isclose(factor, 0.5)
             if inner == source and right and np.all(one == 1):
                 return "gelu", source
-    raise _MismatchError(f"{value}: neither GELU nor QuickGELU")
+    raise MismatchError(f"{value}: neither GELU nor QuickGELU")
 
 
-def _factors(graph: _Graph, value: str) -> tuple[float, list[str]]:
+def _factors(graph: Graph, value: str) -> tuple[float, list[str]]:
     """A product of products: its numbers multiplied, and the tensors."""
     factor, parts = 1.0, []
     stack = [value]
@@ -288,7 +238,7 @@ def _factors(graph: _Graph, value: str) -> tuple[float, list[str]]:
         name = stack.pop()
         if (array := graph.constant(name)) is not None:
             if array.size != 1:
-                raise _MismatchError(f"{name}: a number expected")
+                raise MismatchError(f"{name}: a number expected")
             factor *= float(array.reshape(()))
         elif graph.is_op(name, "Mul"):
             stack.extend(graph.makers[name].input)
@@ -297,19 +247,19 @@ def _factors(graph: _Graph, value: str) -> tuple[float, list[str]]:
     return factor, parts
 
 
-def _affine(graph: _Graph, value: str) -> tuple[str, float]:
+def _affine(graph: Graph, value: str) -> tuple[str, float]:
     """A tensor times or over a number: the tensor and the factor."""
     node = graph.makers.get(value)
     if node is None or node.op_type not in ("Mul", "Div"):
         return value, 1.0
     source, number = graph.with_constant(node)
     if number.size != 1 or (node.op_type == "Div" and node.input[0] != source):
-        raise _MismatchError(f"{node.name}: not a tensor times a number")
+        raise MismatchError(f"{node.name}: not a tensor times a number")
     factor = float(number.reshape(()))
     return source, factor if node.op_type == "Mul" else 1 / factor
 
 
-def _attention(graph: _Graph, out: _Linear) -> tuple[dict[str, Any], _Norm]:
+def _attention(graph: Graph, out: _Linear) -> tuple[dict[str, Any], _Norm]:
     """Softmax(q k^T / 8) v of separate or packed products."""
     mix = graph.op(_through(graph, out.source)[0], "MatMul")
     shares = graph.op(_through(graph, mix.input[0])[0], "Softmax")
@@ -322,21 +272,21 @@ def _attention(graph: _Graph, out: _Linear) -> tuple[dict[str, Any], _Norm]:
         sources.append(source)
     sources.append(_through(graph, mix.input[1])[0])
     if not math.isclose(scale, HEAD_WIDTH**-0.5, rel_tol=1e-4):
-        raise _MismatchError(f"{product.name}: scaled by {scale:.4g}; Gamma's heads are {HEAD_WIDTH} wide")
+        raise MismatchError(f"{product.name}: scaled by {scale:.4g}; Gamma's heads are {HEAD_WIDTH} wide")
     linears = [_linear(graph, source) for source in dict.fromkeys(sources)]
     if len({linear.source for linear in linears}) != 1:
-        raise _MismatchError(f"{product.name}: q, k and v of different tensors")
+        raise MismatchError(f"{product.name}: q, k and v of different tensors")
     packed = _Linear(
         linears[0].source,
         np.concatenate([linear.weight for linear in linears]),
         np.concatenate([linear.bias for linear in linears]),
     )
     if packed.weight.shape != (3 * packed.weight.shape[1], len(out.weight)):
-        raise _MismatchError(f"{product.name}: q, k and v are {packed.weight.shape}")
+        raise MismatchError(f"{product.name}: q, k and v are {packed.weight.shape}")
     return {"attn.in_proj": packed, "attn.out_proj": out, "ln_1": (norm := _norm(graph, packed.source))}, norm
 
 
-def _through(graph: _Graph, value: str) -> tuple[str, float]:
+def _through(graph: Graph, value: str) -> tuple[str, float]:
     """Back over nodes that only move values or multiply them by a number: where they come from, and the number."""
     factor = 1.0
     while (node := graph.makers.get(value)) is not None:
@@ -350,7 +300,7 @@ def _through(graph: _Graph, value: str) -> tuple[str, float]:
     return value, factor
 
 
-def _assembled(graph: _Graph, model: ModelProto, found: _Chain) -> Vit:
+def _assembled(graph: Graph, model: ModelProto, found: _Chain) -> Vit:
     """The parts under OpenAI's names, once they agree on activation and epsilon."""
     image, patches = _patches(graph, model, found.embedding)
     blocks = found.blocks
@@ -380,13 +330,13 @@ def _assembled(graph: _Graph, model: ModelProto, found: _Chain) -> Vit:
     )
 
 
-def _patches(graph: _Graph, model: ModelProto, embedding: str) -> tuple[str, Any]:
+def _patches(graph: Graph, model: ModelProto, embedding: str) -> tuple[str, Any]:
     """The image input and the patch product's weights; its bias shows in the embedding of a black image."""
     convolutions = [node for node in graph.ancestors(embedding) if node.op_type == "Conv"]
     if len(convolutions) != 1:
         raise InputError(f"{len(convolutions)} Conv nodes before its first block, expected one that makes the patches")
     node = convolutions[0]
-    facts, weight = _attributes(node), graph.constant(node.input[1])
+    facts, weight = attributes(node), graph.constant(node.input[1])
     image = _through(graph, node.input[0])
     side = 0 if weight is None or weight.ndim != 4 else weight.shape[-1]
     plain = not any(facts.get("pads", [0])) and facts.get("group", 1) == 1 and set(facts.get("dilations", [1])) == {1}
