@@ -122,9 +122,8 @@ def write_base(path: Path, seed: int) -> None:
 
 def demo(options: DemoOptions) -> int:
     """Train the demo checkpoint."""
-    from gamma_training.data.make import TABLE, make_set
-
     from gamma_training.data import DataSpec
+    from gamma_training.data.make import TABLE, make_set
     from gamma_training.train import read_config, train
     from gamma_training.train.loop import BEST
 

@@ -183,7 +183,7 @@ class _Run:
             progress.epoch, progress.step = progress.epoch + 1, 0
             row: dict[str, Any] = {"epoch": progress.epoch, "loss": _mean(progress.losses[-self.steps_an_epoch :])}
             if self.photos.val and (progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs):
-                row |= {"validation": self._judge(self.photos.val, "validation")}
+                row |= {"validation": self._judge(self.photos.val)}
             progress.seconds += time.monotonic() - begin
             self._keep(row)
             out_of_patience = config.patience is not None and progress.since_best >= config.patience
@@ -295,11 +295,11 @@ class _Run:
         with self.average.in_place() if self.average else contextlib.nullcontext():
             yield
 
-    def _judge(self, samples: tuple[Any, ...], what: str) -> dict[str, Any]:
+    def _judge(self, samples: tuple[Any, ...]) -> dict[str, Any]:
         from gamma_training.train.validate import score_photos, summary
 
-        with self._judged(), self.steps.step(f"{what}, {len(samples)} photos", len(samples)) as tick:
-            scores = score_photos(self.model, self.photos, samples, self.group, self.config.workers, tick)
+        with self._judged():
+            scores = score_photos(self.model, self.photos, samples, self.group, self.config.workers, self.steps)
         return summary(samples, scores)
 
     def _keep(self, row: dict[str, Any]) -> None:
@@ -332,7 +332,7 @@ class _Run:
     def judge_test(self) -> dict[str, Any] | None:
         """The best weights on the test photos; None where there are none."""
         self._load_best()
-        return self._judge(self.photos.test, "test") if self.photos.test else None
+        return self._judge(self.photos.test) if self.photos.test else None
 
     def report(self) -> TrainReport:
         """Judge the best weights on the test photos, and write the report beside them."""

@@ -1,4 +1,4 @@
-"""How well the weights judge photos that they were not trained on."""
+"""How well the weights judge photos that they were not trained on; scored as gamma-eval scores a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,39 +8,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gamma_runtime.contract import CropPolicy
-from gamma_runtime.crops import positions, reduced, working_size
-from gamma_runtime.prefetch import prefetched
-from gamma_training.data import Sample, read_pixels
+from gamma_training.evaluate import Protocol, score_samples
+from gamma_training.judges import JudgeOptions, TorchJudge
 from gamma_training.metrics import correlations
 
 if TYPE_CHECKING:
-    import torch
-
-    from gamma_runtime.steps import Tick
+    from gamma_runtime.steps import Steps
+    from gamma_training.data import Sample
     from gamma_training.model import Gamma
-    from gamma_training.scenes import Scene
     from gamma_training.train.distributed import Group
     from gamma_training.train.photos import Photos
 
-__all__ = ["encode", "score_photos", "summary"]
+__all__ = ["score_photos", "summary"]
 
-FIVE = CropPolicy(kind="five")
-
-
-def encode(model: Gamma, scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
-    """Text features (levels, embed) of each scene, encoded once, on the model's device."""
-    import torch
-
-    from gamma_training.tokens import tokenize
-
-    device = model.score_level.device
-    with torch.inference_mode():
-        return {s.name: model.text_features(tokenize(s.prompts, model.dims.context).to(device)) for s in scenes}
+_CROPS = "five"
+_CROPS_AT_ONCE = 40
 
 
 def score_photos(
-    model: Gamma, photos: Photos, samples: Sequence[Sample], group: Group, workers: int, tick: Tick
+    model: Gamma, photos: Photos, samples: Sequence[Sample], group: Group, workers: int, steps: Steps
 ) -> NDArray[np.float64]:
     """Scores (P) of the samples: the mean of five crops at the working size; each process takes its share.
 
@@ -49,25 +35,15 @@ def score_photos(
     """
     import torch
 
-    text = encode(model, list(photos.scenes.values()))
-
-    def crops_of(sample: Sample) -> NDArray[np.uint8]:
-        pixels = read_pixels(sample)
-        size = working_size(pixels.shape[1], pixels.shape[0], photos.short_side(sample))
-        pixels = reduced(pixels, size)
-        return np.stack([pixels[y : y + 224, x : x + 224] for y, x in positions(FIVE, *size)])
-
-    mine = []
-    share = samples[group.rank :: group.size]
-    with torch.inference_mode():
-        for sample, crops in prefetched(crops_of, iter(share), workers, 2 * workers + 1):
-            scores = model.score(torch.from_numpy(crops).to(group.device), text[sample.scene])
-            mine.append(float(scores.double().mean()))
-            tick(1)
-    made = np.empty(len(samples))
-    for rank, part in enumerate(group.gather(mine)):
-        made[rank :: group.size] = part
-    return made
+    options = JudgeOptions(device=str(group.device), batch=_CROPS_AT_ONCE, threads=torch.get_num_threads())
+    judge = TorchJudge(model, list(photos.scenes.values()), options)
+    how = Protocol(crops=_CROPS, native=photos.native, decode_threads=workers)
+    mine = samples[group.rank :: group.size]
+    found = [photo.score for photo in score_samples([judge], mine, how, steps).by_judge[0]] if mine else []
+    scores = np.empty(len(samples))
+    for rank, part in enumerate(group.gather(found)):
+        scores[rank :: group.size] = part
+    return scores
 
 
 def summary(samples: Sequence[Sample], scores: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
