@@ -39,11 +39,11 @@ Edit = Callable[[Any], None]
 class Candidate:
     """One conditioned random-weight model, its PyTorch scores on the photos, and exports of it in a folder."""
 
-    def __init__(self, dims: model_dims.GammaDims, folder: Path) -> None:
+    def __init__(self, dims: model_dims.GammaDims, folder: Path, logit_scale: float | None = None) -> None:
         from gamma_export.photos import packaged_photos
 
         self.dims, self.folder = dims, folder
-        self.model, self.text, _ = demo.conditioned_model(dims, SEED)
+        self.model, self.text, _ = demo.conditioned_model(dims, SEED, logit_scale=logit_scale)
         self.names = [scene.name for scene in scenes.scenes_of("sdp")]
         crops = parity.verification_crops(packaged_photos())[::3]  # the photos; not their degraded copies
         self.wanted = parity.reference(self.model, self.text, self.names, parity.Subjects(crops), steps.Steps())
