@@ -57,6 +57,15 @@ def test_export_full(work: Path) -> None:
     assert output.startswith("a tiny model: its numbers say nothing")
 
 
+def test_train_throughput(work: Path) -> None:
+    output, result = _run("train_throughput", work, "--steps", "1", "--threads", "1")
+    assert set(result["rounds"][0]) == {"authors", "once", "cached"}
+    assert all(len(one["losses"]) == 2 and one["threads"] == 1 for one in result["rounds"][0].values())
+    assert result["loss_difference"] < 1e-4
+    assert result["goals"][0]["met"]
+    assert "a tiny model, which says nothing about speed" in output
+
+
 @needs_rtx
 @pytest.mark.long
 def test_build_memory(work: Path) -> None:
