@@ -256,3 +256,12 @@ def test_yaml_is_read_as_people_write_it(tmp_path: Path) -> None:
 def test_the_tiny_base_has_the_parts_that_the_tests_need() -> None:
     tower = tiny.tower(64, 2, 1)
     assert (tower.layers, tower.first_moae, tower.experts) == (2, 1, 2)
+
+
+def test_a_small_file_with_an_endless_value_is_told_in_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.yaml"
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    path.write_text("\n".join([*lines, "epochs: *a39"]))
+    with pytest.raises(InputError) as caught:
+        read_config(path)
+    assert len(str(caught.value)) < 1000

@@ -14,7 +14,7 @@ from gamma_runtime.errors import InputError
 from gamma_training.data.distortions import KINDS
 from gamma_training.data.samples import DataSpec, Labels
 
-__all__ = ["check_spec", "near", "spec_from_mapping"]
+__all__ = ["check_spec", "near", "show", "spec_from_mapping"]
 
 _SOURCES = ("set", "table", "synthetic")
 _MIN_SHORT_SIDE, _MAX_SHORT_SIDE = 224, 4096  # pixels
@@ -44,13 +44,13 @@ def spec_from_mapping(mapping: Any, folder: Path = Path(), where: str = "data") 
     """
     if not isinstance(mapping, dict):
         raise InputError(
-            f"{where}: found {_show(mapping)} where a mapping was expected",
+            f"{where}: found {show(mapping)} where a mapping was expected",
             hint="for example {set: koniq10k, root: …}, {table: mine.csv, range: [0, 100]} or {synthetic: photos}",
         )
     fields = [field.name for field in dataclasses.fields(DataSpec)]
     for key in mapping:
         if key not in fields:
-            raise InputError(f"{where}: unknown key {_show(key)}", hint=near(str(key), fields))
+            raise InputError(f"{where}: unknown key {show(key)}", hint=near(str(key), fields))
     values = {key: _value(key, value, folder, where) for key, value in mapping.items() if value is not None}
     spec = DataSpec(**values)
     check_spec(spec, where)
@@ -86,7 +86,8 @@ def check_spec(spec: DataSpec, where: str = "data") -> None:
         raise InputError(f"{where}: kinds and labels are for synthetic sources")
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """A value's repr, cut, and bounded while it is made: YAML aliases make a small file's repr endless."""
     bounded = reprlib.Repr()
     bounded.maxlevel, bounded.maxstring = 3, 80
     return f"{bounded.repr(value):.120}"
@@ -99,7 +100,7 @@ def _value(key: str, value: Any, folder: Path, where: str) -> Any:
     except (TypeError, ValueError):
         made = None
     if made is None:
-        raise InputError(f"{where}: {key}: {_show(value)} is not {wanted}")
+        raise InputError(f"{where}: {key}: {show(value)} is not {wanted}")
     return folder / made.expanduser() if isinstance(made, Path) else made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import stat
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from gamma_runtime.errors import InputError
 from gamma_training.data import DataSpec, spec_from_mapping
+from gamma_training.data.specs import near, show
 
 __all__ = ["CacheSpec", "TrainConfig", "read_config"]
 
@@ -168,7 +168,7 @@ def _config(folder: Path, data: dict[Any, Any]) -> TrainConfig:
 
 def _cache(value: Any) -> CacheSpec:
     if not isinstance(value, dict):
-        raise InputError(f"cache: {value!r}, expected a mapping such as {{crops: 4, dtype: float16}}")
+        raise InputError(f"cache: {show(value)}, expected a mapping such as {{crops: 4, dtype: float16}}")
     fields = typing.get_type_hints(CacheSpec)
     _check_keys(value, fields, required=(), where="cache: ")
     return CacheSpec(**{key: _value(key, one, fields[key], Path()) for key, one in value.items()})
@@ -177,9 +177,7 @@ def _cache(value: Any) -> CacheSpec:
 def _check_keys(data: dict[Any, Any], fields: dict[str, Any], required: tuple[str, ...], where: str) -> None:
     for key in data:
         if key not in fields:
-            near = difflib.get_close_matches(str(key), list(fields), 1)
-            hint = f"{near[0]}?" if near else f"one of {', '.join(fields)}"
-            raise InputError(f"{where}unknown key {str(key)[:60]!r}", hint=hint)
+            raise InputError(f"{where}unknown key {show(key)}", hint=near(str(key), list(fields)))
     if missing := [key for key in required if data.get(key) is None]:
         raise InputError(f"{where}{missing[0]} is missing")
 
@@ -217,16 +215,16 @@ def _value(key: str, value: Any, hint: Any, folder: Path) -> Any:
     if typing.get_origin(kind) is Literal:
         value = "off" if value is False and "off" in typing.get_args(kind) else value  # YAML 1.1's off
         if value not in typing.get_args(kind):
-            raise InputError(f"{key}: {value!r}", hint=f"one of {', '.join(map(str, typing.get_args(kind)))}")
+            raise InputError(f"{key}: {show(value)}", hint=f"one of {', '.join(map(str, typing.get_args(kind)))}")
         return value
     if kind is Path:
         if not isinstance(value, str) or not value:
-            raise InputError(f"{key}: {value!r} is not a path")
+            raise InputError(f"{key}: {show(value)} is not a path")
         return folder / Path(value).expanduser()
     if kind in (int, float):
         return _number(key, value, kind)
     if not isinstance(value, kind):
-        raise InputError(f"{key}: {value!r}, expected {kind.__name__}")
+        raise InputError(f"{key}: {show(value)}, expected {kind.__name__}")
     return value
 
 
@@ -236,8 +234,8 @@ def _number(key: str, value: Any, kind: type[int] | type[float]) -> int | float:
         if isinstance(value, bool) or (kind is int and number != float(value)):
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{key}: {value!r} is not {'a whole number' if kind is int else 'a number'}") from error
+        raise InputError(f"{key}: {show(value)} is not {'a whole number' if kind is int else 'a number'}") from error
     low, high = _RANGES[key]
     if not low <= number <= high:
-        raise InputError(f"{key}: {value!r} is not between {low:g} and {high:g}")
+        raise InputError(f"{key}: {show(value)} is not between {low:g} and {high:g}")
     return number
