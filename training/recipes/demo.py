@@ -88,20 +88,35 @@ def scene_of(path: str) -> str:
     return others[int((share - NATURAL_SHARE) / (1 - NATURAL_SHARE) * len(others))]
 
 
-def write_table(source: Path, table: Path) -> None:
-    """The synthetic set's table with scenes and their targets; test samples are in natural-quality and in one other."""
+def packaged(photos: Path) -> set[str]:
+    """Contents of the photos that the package shows and verifies with: they must not be trained on."""
+    from gamma_export.photos import packaged_photos
+    from gamma_training.data.synthetic import clean_photos
+
+    listed = json.loads((packaged_photos()[0].parent / "photos.json").read_text(encoding="utf-8"))
+    names = tuple(entry["original"] for entry in listed)
+    return {content for content, path in clean_photos(photos).items() if path.name.endswith(names)}
+
+
+def write_table(source: Path, table: Path, shown: set[str]) -> None:
+    """The synthetic set's table with a scene a sample and its target there; val and test are in natural-quality.
+
+    Args:
+        source: the table of ``gamma-train make-data``.
+        table: to write.
+        shown: contents that belong to the test split, whatever the source says.
+    """
     with source.open(newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
+        rows = [row | ({"split": "test"} if row["content"] in shown else {}) for row in csv.DictReader(stream)]
     val = sorted((row["path"] for row in rows if row["split"] == "val"), key=lambda path: _place(f"val {path}"))
     kept = set(val[:VAL_SAMPLES])
     lines = ["path,mos,split,scene,content"]
     for row in rows:
         if row["split"] == "val" and row["path"] not in kept:
             continue
-        scenes = [scene_of(row["path"])] if row["split"] == "train" else [NATURAL]
-        for scene in scenes:
-            mos = target(scene, row["kind"], float(row["metric"]))
-            lines.append(f"{row['path']},{mos:.6f},{row['split']},{scene},{row['content']}")
+        scene = scene_of(row["path"]) if row["split"] == "train" else NATURAL
+        mos = target(scene, row["kind"], float(row["metric"]))
+        lines.append(f"{row['path']},{mos:.6f},{row['split']},{scene},{row['content']}")
     write_atomically(table, ("\n".join(lines) + "\n").encode())
 
 
@@ -133,7 +148,7 @@ def demo(options: DemoOptions) -> int:
     if not (data / TABLE).is_file():
         make_set(DataSpec(synthetic=options.photos), data, steps)
     table, base, config = data / "scenes.csv", options.work / "base.safetensors", options.work / "demo.yaml"
-    write_table(data / TABLE, table)
+    write_table(data / TABLE, table, packaged(options.photos))
     write_base(base, options.seed)
     content = {**RECIPE, "out": "run", "base": base.name, "epochs": options.epochs, "seed": 123}
     content |= {"data": [{"table": "set/scenes.csv", "name": "synthetic", "range": [0, 1]}]}
