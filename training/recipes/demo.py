@@ -128,7 +128,7 @@ def write_base(path: Path, seed: int) -> None:
     from gamma_training.scenes import SCENES
     from gamma_training.tokens import compact_tokens
 
-    dims = smaller(FULL_SIZE, width=192, layers=4, first_moae=2)
+    dims = smaller(FULL_SIZE, width=128, layers=4, first_moae=2)
     dims = dataclasses.replace(dims, embed=128, adapter=64, context=16)
     prompts = [prompt for scene in SCENES.values() for prompt in scene.prompts]
     state, dims = compact_tokens(scratch_state(dims, seed), dims, prompts)
