@@ -26,6 +26,7 @@ def tables(found: Evaluation, compared: Sequence[Comparison] = ()) -> list[Table
     made: list[Table] = [("sets", ("set", *titles), [_row(row) for row in (*found.sets, *_mean(found))])]
     if len(found.scenes) > 1:
         made.append(("scenes", ("scene", *titles), [_row(row) for row in found.scenes]))
+    columns: tuple[str, ...]
     if found.distortions:
         columns = ("distortion", "photos", "SRCC", "PLCC", "monotone photos", "mean score, level by level")
         made.append(("distortions", columns, [_distortion(row) for row in found.distortions]))
