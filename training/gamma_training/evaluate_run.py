@@ -252,7 +252,7 @@ def _report(
     protocol = {
         "split": options.split,
         "crops": " and ".join(dict.fromkeys(str(contract.crop) for contract in contracts)),
-        "size": "own pixels" if how.native else reduced,
+        "size": "not reduced to a scene's working size" if how.native else reduced,
         "small": contracts[0].small,
         "contracts": [contract.to_json() for contract in contracts],
         "bootstrap": {"draws": options.draws, "seed": options.seed},

@@ -160,8 +160,7 @@ class TorchJudge(Judge):
         self._texts: dict[str, Tensor] = {}
         self.facts = {"file": "model", **(facts or {}), "run_by": f"PyTorch fp32 on {self._device}"}
         self.label, self.scenes = label, tuple(self._known)
-        sides = {scene.name: scene.short_side for scene in (*SCENES.values(), *scenes)}
-        self.contract = Contract(short_sides=sides, crop=CropPolicy())
+        self.contract = Contract(short_sides={scene.name: scene.short_side for scene in scenes}, crop=CropPolicy())
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: JudgeOptions) -> TorchJudge:
