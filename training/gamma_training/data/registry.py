@@ -2,8 +2,8 @@
 
 The authors' split files are not public. Where an archive has an official split it is taken (KonIQ-10k, AADB); the
 others are split here by a seed, 70 % to train, 10 % to validate and 20 % to test (the authors: 80 and 20, and they
-chose their checkpoint on the 20). Sets of synthetic distortions are split by reference photo. The authors' KADID-10k was
-not: 2025 of 10125 is no multiple of the 125 copies of a reference (and 156 of LIVE and 173 of CSIQ are 20 % of the
+chose their checkpoint on the 20). Sets of synthetic distortions are split by reference photo. The authors' KADID-10k
+was not: 2025 of 10125 is no multiple of the 125 copies of a reference (and 156 of LIVE and 173 of CSIQ are 20 % of the
 pictures to the unit), so there the same scenes were learned and judged. Scores on these splits are harder to get.
 """
 

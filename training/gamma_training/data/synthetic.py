@@ -12,10 +12,11 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from gamma_runtime.contract import CROP
+from gamma_runtime.decode import Pixels
 from gamma_runtime.errors import InputError, OutputError
 from gamma_runtime.files import hash_file, write_atomically
 from gamma_runtime.prefetch import prefetched
@@ -110,6 +111,11 @@ def level_label(distortion: Distortion | None) -> float:
     return 1 - distortion.level / LEVEL_COUNT if distortion else 1.0
 
 
+def working_side(scene: str) -> int:
+    """The short side in pixels that photos are reduced to before they are distorted: the scene's working size."""
+    return (SCENES[scene].short_side if scene in SCENES else None) or _SHORT_SIDE
+
+
 def cache_folder() -> Path:
     """Where computed labels are kept.
 
@@ -135,7 +141,7 @@ def open_folder(spec: DataSpec, folder: Path, steps: Steps | None = None, cache:
         InputError: no photos, or one that cannot be used. OutputError: the labels cannot be kept.
     """
     scene = spec.scene or DEFAULT_SCENE
-    short_side = spec.short_side or (SCENES[scene].short_side if scene in SCENES else None) or _SHORT_SIDE
+    short_side = spec.short_side or working_side(scene)
     made = plans(clean_photos(folder), spec.kinds or KINDS, spec.seed, spec.limit)
     name = spec.name or folder.resolve().name
     if spec.labels == "level":
@@ -164,7 +170,7 @@ def label_plans(made: Sequence[Plan], short_side: int, steps: Steps, cache: Path
         raise OutputError(f"{cache}: cannot be made ({error.strerror})", hint="set XDG_CACHE_HOME") from error
     labels: dict[tuple[str, str], float] = {}
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    work = functools.partial(_photo_labels, short_side=short_side, cache=cache)
+    work = functools.partial(label_photo, short_side=short_side, cache=cache)
     with steps.step(f"labels of {name}", len(made)) as tick:
         for group, found in prefetched(work, iter(by_photo.values()), threads, 2 * threads):
             labels |= {(group[0].content, key): value for key, value in found.items()}
@@ -172,8 +178,20 @@ def label_plans(made: Sequence[Plan], short_side: int, steps: Steps, cache: Path
     return (labels[plan.content, plan.key] for plan in made)
 
 
-def _photo_labels(group: Sequence[Plan], short_side: int, cache: Path) -> dict[str, float]:
-    """Labels of one photo's plans, from the cache as far as it has them."""
+def label_photo(
+    group: Sequence[Plan], short_side: int, cache: Path, keep: Callable[[Plan, Pixels], None] | None = None
+) -> dict[str, float]:
+    """Labels of one photo's plans by their keys, from the cache as far as it has them.
+
+    Args:
+        group: plans of one photo.
+        short_side: that it is reduced to, pixels.
+        cache: folder of the cache files.
+        keep: is given the pixels of what is computed, before its label is kept.
+
+    Raises:
+        InputError: the photo cannot be used. OutputError: the cache cannot be written.
+    """
     file = cache / f"{group[0].content}-{_recipe(short_side, group[0].seed)}.json"
     known = _read_cache(file)
     wanted = [plan for plan in group if plan.key not in known]
@@ -185,8 +203,10 @@ def _photo_labels(group: Sequence[Plan], short_side: int, cache: Path) -> dict[s
                 hint="take it out of the folder",
             )
         for plan in wanted:
-            value = 1.0 if plan.distortion is None else quality(clean, apply(clean, plan.distortion))
-            known[plan.key] = round(value, 6)
+            pixels = apply(clean, plan.distortion) if plan.distortion else clean
+            if keep:
+                keep(plan, pixels)
+            known[plan.key] = round(quality(clean, pixels), 6)
         write_atomically(file, json.dumps(known).encode())
     return known
 
