@@ -110,8 +110,8 @@ def test_a_checkpoints_photos_are_reduced_by_their_sets_rule_then_their_scenes(
     for found, (_, scene, side) in zip(scored.by_judge[0], rules, strict=True):
         assert found.score == pytest.approx(brightness(pixels, side, "centre", FACTORS[scene])[0], abs=1e-5)
     native = score_samples([bright], samples, Protocol(crops="centre", native=True)).by_judge[0]
-    for found, (_, scene, _) in zip(native, rules, strict=True):
-        assert found.score == pytest.approx(brightness(pixels, None, "centre", FACTORS[scene])[0], abs=1e-5)
+    for found, (side, scene, _) in zip(native, rules, strict=True):  # as the authors: their sets' rules, and no other
+        assert found.score == pytest.approx(brightness(pixels, side, "centre", FACTORS[scene])[0], abs=1e-5)
 
 
 def test_a_checkpoint_beside_a_bundle_takes_its_contract(pictures: list[tuple[Path, np.ndarray]]) -> None:
@@ -125,6 +125,20 @@ def test_a_checkpoint_beside_a_bundle_takes_its_contract(pictures: list[tuple[Pa
         assert (one.crops, other.crops, own.crops) == (1, 1, 5)
         assert one.score == pytest.approx(other.score, abs=1e-5)
         assert abs(one.score - own.score) > 1e-5
+
+
+def test_a_bundle_of_the_naive_prompts_beside_a_checkpoint_with_scenes(
+    pictures: list[tuple[Path, np.ndarray]], bright: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each scores in the scene that it has; the crops are the bundle's."""
+    checkpoint = open_judge(tiny_export.checkpoint(), (FACE,), ONE)
+    monkeypatch.setattr(bright, "scenes", ("plain",))
+    monkeypatch.setattr(bright, "contract", dataclasses.replace(bright.contract, short_sides={"plain": 300}))
+    monkeypatch.setattr(bright, "score", lambda crops, scene: crops.mean(axis=(1, 2, 3)) / 255)
+    path, pixels = pictures[3]
+    both = score_samples([checkpoint, bright], [sample(path, scene=FACE)], Protocol()).by_judge
+    assert both[1][0].score == pytest.approx(brightness(pixels, 300, "five")[0], abs=1e-5)
+    assert both[0][0].crops == 5
 
 
 def test_scenes_mixed_in_a_batch_score_like_one_photo_alone(pictures: list[tuple[Path, np.ndarray]]) -> None:

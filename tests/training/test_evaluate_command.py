@@ -86,9 +86,9 @@ def test_the_folder_holds_everything(table: Path, tmp_path: Path, capsys: pytest
     assert run(tiny_export.checkpoint(), *of_table(broken), "--split", "all", "--out", out) == 3
     assert "missing.jpg" in capsys.readouterr().err
     assert list(out.iterdir()) == []
-    for _ in range(2):  # a second run replaces the files
-        assert run(tiny_export.checkpoint(), *of_table(broken), "--split", "all", "--out", out, "--skip-bad") == 0
-        said = capsys.readouterr()
+    (out / "report.json").write_text("of an earlier run")
+    assert run(tiny_export.checkpoint(), *of_table(broken), "--split", "all", "--out", out, "--skip-bad") == 0
+    said = capsys.readouterr()
     assert "next: gamma-export" in said.err
     assert sorted(path.name for path in out.iterdir()) == [
         "report.json",

@@ -104,7 +104,7 @@ def test_torch_is_left_as_it_was(crops: np.ndarray) -> None:
 def test_a_model_of_the_naive_prompts_scores_every_scene_in_plain() -> None:
     plain = TorchJudge(build_model(read_checkpoint(tiny_export.checkpoint())), [SCENES["plain"]], ONE)
     assert plain.scene_for("underwater-quality") == "plain"
-    assert plain.contract.short_sides["underwater-quality"] == 224  # the working size stays the photos' own
+    assert plain.contract.short_sides == {"plain": 384}
     with pytest.raises(UsageError, match="no scene 'product-photos'"):
         plain.scene_for("product-photos")
     with pytest.raises(UsageError, match="no scene 'face-quality'"):

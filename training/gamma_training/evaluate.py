@@ -39,7 +39,7 @@ class Protocol:
 
     Attributes:
         crops: a crop policy such as ``five`` or the authors' ``random10:seed0``; the contract's own when None.
-        native: keep the photos' pixels, whatever the working size.
+        native: no reduction to the scene's working size; a set's own resize rule holds.
         small: photos with a side under 224 pixels: refuse, resize or pad; the contract's own rule when None.
         batch: photos scored together; scores do not depend on it beyond rounding.
         decode_threads: threads that prepare the next photos, 0 for none; one a processor, at most 4, when None.
@@ -161,7 +161,7 @@ class _View:
         rules = [self._rules(sample, *pair) for pair in zip(self.judges, self.contracts, strict=True)]
         try:
             with BUDGET.hold(1):
-                pixels = read_pixels(dataclasses.replace(sample, short_side=None) if self.how.native else sample)
+                pixels = read_pixels(sample)
                 for contract in rules:
                     key = contract.sha256()
                     if key not in made:
@@ -171,11 +171,12 @@ class _View:
         return tuple(made[contract.sha256()] for contract in rules)
 
     def _rules(self, sample: Sample, judge: Judge, contract: Contract) -> Contract:
-        """The contract with the one working size that this photo has."""
+        """The contract with the one working size that this photo has; the set's own rule was applied already."""
         sides = contract.short_sides
-        side = sides[sample.scene] if sample.scene in sides else sides[judge.scene_for(sample.scene)]
-        if not self.fixed and not self.how.native and sample.short_side is not None:
-            side = sample.short_side
+        known = [one.scene_for(sample.scene) for one in (judge, *self.judges)]  # or the one that lent the contract
+        side = next(sides[scene] for scene in known if scene in sides)
+        if not self.fixed and sample.short_side is not None:
+            side = None
         return dataclasses.replace(contract, short_sides={"photo": side})
 
 

@@ -26,8 +26,9 @@ def tables(found: Evaluation, compared: Sequence[Comparison] = ()) -> list[Table
     made: list[Table] = [("sets", ("set", *titles), [_row(row) for row in (*found.sets, *_mean(found))])]
     if len(found.scenes) > 1:
         made.append(("scenes", ("scene", *titles), [_row(row) for row in found.scenes]))
+    columns: tuple[str, ...]
     if found.distortions:
-        columns = ("distortion", *titles, "monotone photos", "mean score, level by level")
+        columns = ("distortion", "photos", "SRCC", "PLCC", "monotone photos", "mean score, level by level")
         made.append(("distortions", columns, [_distortion(row) for row in found.distortions]))
     if compared:
         columns = ("set", "photos", "max |diff|", "mean |diff|", "SRCC", "against", "difference of SRCC")
@@ -52,9 +53,10 @@ def _row(row: Row) -> tuple[str, ...]:
 
 
 def _distortion(row: DistortionRow) -> tuple[str, ...]:
-    falls = "falls" if row.mean_falls else "DOES NOT FALL"
-    means = " ".join(f"{mean:.3f}" for mean in row.means)
-    return *_row(row.row), f"{row.monotone} of {row.contents}", f"{means} {falls}" if len(row.means) > 1 else "-"
+    values, monotone = row.row.values, f"{row.monotone} of {row.contents}"
+    srcc = _with_interval(values["srcc"], row.row.intervals["srcc"])
+    means = " ".join(f"{mean:.3f}" for mean in row.means) + (" falls" if row.mean_falls else " DOES NOT FALL")
+    return row.row.name, str(row.row.photos), srcc, _number(values["plcc"]), monotone, means if row.means else "-"
 
 
 def _compared(row: Comparison) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from gamma_runtime.steps import Steps
 from gamma_training import evaluate_report
 from gamma_training.evaluate import PhotoScore, Protocol, Scored, Skipped, contracts_for, score_samples
 from gamma_training.evaluate_rows import Comparison, Evaluation, compare, evaluation_of
-from gamma_training.judges import Judge, JudgeOptions, open_judge
+from gamma_training.judges import CROPS_AT_ONCE, Judge, JudgeOptions, open_judge
 from gamma_training.scenes import load_scenes
 
 if TYPE_CHECKING:
@@ -156,13 +156,13 @@ def _sources(options: EvaluateOptions) -> list[tuple[Path, JudgeOptions]]:
         raise UsageError("--device and --scene-file are for checkpoints; a bundle has a backend, and scenes of its own")
     made = []
     for (source, precision, backend), bundle in zip(wanted, bundles, strict=True):
-        common = JudgeOptions(batch=options.batch, threads=options.threads)
-        own = (
-            {"precision": precision, "backend": backend, "engine_dir": options.engine_dir}
-            if bundle
-            else {"device": options.device, "user_scenes": user}
-        )
-        made.append((source, dataclasses.replace(common, **own)))
+        if bundle:
+            chosen = JudgeOptions(
+                precision=precision, backend=backend, engine_dir=options.engine_dir, batch=options.batch
+            )
+        else:  # the crops of --batch photos are scored at once, as far as that goes
+            chosen = JudgeOptions(device=options.device, user_scenes=user, batch=CROPS_AT_ONCE)
+        made.append((source, dataclasses.replace(chosen, threads=options.threads)))
     return made
 
 
@@ -252,7 +252,7 @@ def _report(
     protocol = {
         "split": options.split,
         "crops": " and ".join(dict.fromkeys(str(contract.crop) for contract in contracts)),
-        "size": "own pixels" if how.native else reduced,
+        "size": "not reduced to a scene's working size" if how.native else reduced,
         "small": contracts[0].small,
         "contracts": [contract.to_json() for contract in contracts],
         "bootstrap": {"draws": options.draws, "seed": options.seed},

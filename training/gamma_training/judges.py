@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from gamma_training.dims import GammaDims
     from gamma_training.model import Gamma
 
-__all__ = ["BundleJudge", "Judge", "JudgeOptions", "TorchJudge", "open_judge"]
+__all__ = ["CROPS_AT_ONCE", "BundleJudge", "Judge", "JudgeOptions", "TorchJudge", "open_judge"]
 
 Crops: TypeAlias = NDArray[np.uint8]
 Scores: TypeAlias = NDArray[np.float64]
 
-_CROPS_AT_ONCE = 64  # in PyTorch: some 2 GB of activations at full size
+CROPS_AT_ONCE = 64  # in PyTorch: some 2 GB of activations at full size
 _MEAN_TOLERANCE = 1e-5  # float32 mean of up to 64 crops
 _PLAIN = "plain"  # what a model knows that was trained with the naive prompts, whatever the photos
 
@@ -154,14 +154,13 @@ class TorchJudge(Judge):
         options = options or JudgeOptions()
         self._device = torch_device(options.device)
         self._model = model.to(self._device).eval()
-        self._batch = min(options.batch, _CROPS_AT_ONCE)
+        self._batch = min(options.batch, CROPS_AT_ONCE)
         self._threads = inference_threads(options.threads)
         self._known = {scene.name: scene for scene in scenes}
         self._texts: dict[str, Tensor] = {}
         self.facts = {"file": "model", **(facts or {}), "run_by": f"PyTorch fp32 on {self._device}"}
         self.label, self.scenes = label, tuple(self._known)
-        sides = {scene.name: scene.short_side for scene in (*SCENES.values(), *scenes)}
-        self.contract = Contract(short_sides=sides, crop=CropPolicy())
+        self.contract = Contract(short_sides={scene.name: scene.short_side for scene in scenes}, crop=CropPolicy())
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, options: JudgeOptions) -> TorchJudge:

@@ -34,7 +34,7 @@ class EvaluateOptions(CommonOptions):
     split: Literal["test", "val", "train", "all"] = option("test", "which photos")
     limit: int | None = option(None, "at most so many photos of each set and split, spread evenly")
     crops: str | None = option(None, "crop policy; the authors' is random10:seed0; default: the bundle's own, or five")
-    native: bool = option(False, "keep the photos' own pixels instead of reducing them to the working size")
+    native: bool = option(False, "no reduction to the scene's working size; a set's own resize rule holds")
     small: Literal["refuse", "resize", "pad"] | None = option(None, "photos under 224 pixels; default: the contract's")
     skip_bad: bool = option(False, "leave out photos that cannot be read, and list them")
     against: Path | None = option(None, "compare with this checkpoint or bundle on the same photos")

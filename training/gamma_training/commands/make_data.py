@@ -54,11 +54,10 @@ def make_data_command(options: MakeDataOptions) -> int:
     return EXIT_OK
 
 
-def _print(samples: dict[str, int], photos: dict[str, int], labels: dict[str, list[float]]) -> None:
+def _print(samples: dict[str, int], photos: dict[str, int], labels: dict[str, list[float | None]]) -> None:
     from gamma_runtime.tables import text_table
 
     levels = ("level 1", "level 2", "level 3", "level 4", "level 5")
-    rows = [(kind, *(f"{value:.2f}" for value in values)) for kind, values in labels.items()]
-    rows = [(*row, *[""] * (len(levels) + 1 - len(row))) for row in rows]
+    rows = [(kind, *("" if value is None else f"{value:.2f}" for value in values)) for kind, values in labels.items()]
     out(text_table(("mean label", *levels), rows, right=levels))
     out(", ".join(f"{split}: {samples[split]} samples of {photos[split]} photos" for split in samples))

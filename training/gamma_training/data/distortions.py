@@ -199,7 +199,7 @@ def _resampling(pixels: Pixels, factor: float, _random: np.random.Generator) -> 
 def _pixelation(pixels: Pixels, factor: float, _random: np.random.Generator) -> Pixels:
     cv2 = require("cv2", "cpu")
     size = (pixels.shape[1], pixels.shape[0])
-    grown: Pixels = cv2.resize(_small(pixels, factor), size, interpolation=cv2.INTER_NEAREST)
+    grown: Pixels = cv2.resize(_small(pixels, factor), size, interpolation=cv2.INTER_NEAREST_EXACT)
     return grown
 
 
@@ -271,17 +271,17 @@ STRENGTHS: Mapping[str, tuple[float, ...]] = MappingProxyType(
         "gaussian-noise": (6.0, 11.0, 17.5, 26.0, 39.0),  # standard deviation, of 255
         "chroma-noise": (8.0, 15.0, 25.0, 38.0, 57.0),  # standard deviation, of 255
         "impulse-noise": (0.001, 0.0025, 0.007, 0.018, 0.045),  # share of the pixels
-        "multiplicative-noise": (0.05, 0.08, 0.14, 0.21, 0.33),  # standard deviation, share of the value
+        "multiplicative-noise": (0.04, 0.07, 0.11, 0.17, 0.27),  # standard deviation, share of the value
         "jpeg": (35, 15, 9, 5, 3),  # quality
         "jpeg2000": (55, 22, 10, 5, 3),  # thousandths of the plain size
         "resampling": (1.8, 3.0, 4.5, 7.3, 11.5),  # times smaller and back
-        "pixelation": (1.3, 2.0, 3.5, 5.4, 7.2),  # pixels a block
+        "pixelation": (1.3, 2.2, 3.3, 4.7, 6.5),  # pixels a block
         "banding": (22, 13, 9, 6, 4),  # values a channel
         "underexposure": (0.77, 0.63, 0.5, 0.4, 0.29),  # gain
         "overexposure": (1.12, 1.24, 1.39, 1.6, 1.95),  # gain
         "low-contrast": (0.76, 0.61, 0.47, 0.36, 0.25),  # share kept
         "desaturation": (0.7, 0.5, 0.32, 0.16, 0.0),  # share kept
-        "colour-cast": (0.07, 0.15, 0.3, 0.5, 0.8),  # share gained or lost
+        "colour-cast": (0.06, 0.12, 0.2, 0.3, 0.44),  # share gained or lost
         "haze": (0.3, 0.52, 0.8, 1.1, 1.5),  # optical depth at the top
     }
 )

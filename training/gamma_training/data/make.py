@@ -40,18 +40,18 @@ COLUMNS = ("path", "mos", "split", "scene", "content", "kind", "level", "metric"
 TABLE, SHEET = "table.csv", "sheet.jpg"
 _PHOTOS, _LABELS, _RECIPE = "photos", ".labels", "recipe.json"
 _LOCK_TIMEOUT = 10.0  # seconds
-_BYTES_PER_PIXEL = 2.2  # of PNG files, averaged over all distortions of the photos in free_photos.csv
+_BYTES_PER_PIXEL = 1.4  # of PNG files, averaged over all distortions of the photos in free_photos.csv
 _THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeReport:
-    """What a set holds: its table, and samples by split; photos by split; mean label of each kind and level."""
+    """What a set holds: its table, and samples by split; photos by split; mean label by level."""
 
     table: Path
     samples: dict[str, int]
     photos: dict[str, int]
-    labels: dict[str, list[float]]
+    labels: dict[str, list[float | None]]
 
 
 def make_set(spec: DataSpec, out: Path, steps: Steps | None = None) -> MakeReport:
@@ -168,5 +168,7 @@ def _report(made: Sequence[Plan], labels: dict[tuple[str, str], float], out: Pat
         if plan.distortion:
             levels = by_kind.setdefault(plan.distortion.kind, [[] for _ in range(5)])
             levels[plan.distortion.level - 1].append(labels[plan.content, plan.key])
-    means = {kind: [round(float(np.mean(one)), 4) for one in levels if one] for kind, levels in by_kind.items()}
+    means = {
+        kind: [round(float(np.mean(one)), 4) if one else None for one in levels] for kind, levels in by_kind.items()
+    }
     return MakeReport(out / TABLE, samples, photos, means)

@@ -1,0 +1,137 @@
+"""gamma-train check-data: whether labelled photos are all there and fit to train on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import stat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gamma_runtime.cli import CommonOptions, log, option, out, printable
+from gamma_runtime.errors import EXIT_OK, InputError, UsageError
+
+if TYPE_CHECKING:
+    from gamma_training.data.check import SourceReport
+    from gamma_training.data.samples import DataSpec
+
+__all__ = ["CheckDataOptions", "check_data_command"]
+
+_MAX_FILE = 2**18  # bytes of a configuration
+_FINDINGS = {
+    "missing": "photos are missing",
+    "unreadable": "photos cannot be read",
+    "small": "photos have a side under 224 pixels",
+    "outside": "labels lie outside the range",
+    "copies": "photos are copies of others",
+    "straddling": "photos have a copy in another split, where a test is of memory",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckDataOptions(CommonOptions):
+    """Flags of gamma-train check-data."""
+
+    config: Path | None = option(None, "a YAML file with data: …, as for training", positional=True)
+    set: str | None = option(None, "one of the paper's twelve, unpacked in --root; list shows all")
+    table: Path | None = option(None, "a CSV with columns path and mos; needs --low and --high")
+    synthetic: Path | None = option(None, "a folder of clean photos, or a table of make-data")
+    root: Path | None = option(None, "the photos' folder; of a table, its own folder by default")
+    low: float | None = option(None, "lowest possible label of --table")
+    high: float | None = option(None, "highest possible label of --table")
+    labels_only: bool = option(False, "do not read the photos, only look whether they are there")
+    decode: bool = option(False, "decode every photo: finds damage inside the compressed data")
+
+
+def check_data_command(options: CheckDataOptions) -> int:
+    """Report which photos are missing, damaged, too small, copies or oddly labelled; 3 if training would refuse them."""
+    if options.set == "list":
+        out(_list_of_sets())
+        return EXIT_OK
+    from gamma_runtime.steps import Steps
+    from gamma_training.data.check import check
+
+    steps = Steps(options.quiet)
+    reports = [
+        check(spec, read=not options.labels_only, decode_all=options.decode, steps=steps) for spec in _specs(options)
+    ]
+    if options.json:
+        out(json.dumps({"sources": [report.to_json() for report in reports]}))
+    else:
+        for report in reports:
+            out(_text(report))
+    unusable = [report.name for report in reports if not report.usable]
+    if not options.quiet:
+        good = "next: gamma-train CONFIG.yaml"
+        log(f"not usable as they are: {', '.join(unusable)}" if unusable else good)
+    return InputError.exit_code if unusable else EXIT_OK
+
+
+def _specs(options: CheckDataOptions) -> list[DataSpec]:
+    from gamma_training.data.specs import spec_from_mapping
+
+    sources = (options.set, options.table, options.synthetic)
+    if sum(source is not None for source in (options.config, *sources)) != 1:
+        raise UsageError(
+            "exactly one source is checked",
+            hint="CONFIG.yaml, --set NAME --root FOLDER, --table CSV --low 0 --high 100, or --synthetic PATH",
+        )
+    if options.config is not None:
+        return _config_specs(options.config)
+    if (options.low is None) != (options.high is None):
+        raise UsageError("--low and --high belong together")
+    mapping: dict[str, Any] = dict(zip(("set", "table", "synthetic"), sources, strict=True))
+    mapping |= {"root": options.root, "range": None if options.low is None else [options.low, options.high]}
+    return [spec_from_mapping(mapping, where="check-data")]
+
+
+def _config_specs(path: Path) -> list[DataSpec]:
+    """Only `data:` is read; the rest of a training configuration is left alone."""
+    import yaml
+
+    from gamma_training.data.specs import spec_from_mapping
+
+    try:
+        status = path.stat()  # before opening: a FIFO without a writer blocks
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
+            raise InputError(f"{path}: not a regular file of at most {_MAX_FILE} bytes")
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
+    entries = data.get("data") if isinstance(data, dict) else None
+    if isinstance(entries, dict):
+        entries = [entries]
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{path}: no data: in it", hint="data: [{set: koniq10k, root: …}, {table: mine.csv, …}]")
+    return [spec_from_mapping(one, path.parent, f"{path}: data[{n}]") for n, one in enumerate(entries)]
+
+
+def _list_of_sets() -> str:
+    from gamma_runtime.tables import text_table
+    from gamma_training.data.registry import SETS
+
+    rows = [
+        (name, s.title, str(s.count), f"{s.low:g} to {s.high:g}{' (low is good)' if s.lower_better else ''}", s.labels)
+        for name, s in SETS.items()
+    ]
+    return text_table(("set", "title", "photos", "labels", "label file in --root"), rows, right=("photos",))
+
+
+def _text(report: SourceReport) -> str:
+    if report.error is not None:
+        return f"{report.name}: {report.error}"
+    splits = ", ".join(f"{count} {split}" for split, count in report.samples.items())
+    labels = report.labels
+    lines = [f"{report.name}: {splits}; {report.contents} different photos"]
+    if "lowest" in labels:
+        found = f"{labels['lowest']:g} to {labels['highest']:g}"
+        lines.append(f"  labels from {found}; the range is {labels['low']:g} to {labels['high']:g}")
+    for field, words in _FINDINGS.items():
+        finding = getattr(report, field)
+        if finding.count:
+            lines.append(f"  {finding.count} {words}:")
+            lines += [f"    {printable(one)}" for one in finding.first]
+            if finding.count > len(finding.first):
+                lines.append("    …")
+    lines.append("  usable" if report.usable else "  NOT usable as it is")
+    return "\n".join(lines)
