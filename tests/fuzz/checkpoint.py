@@ -17,6 +17,12 @@ from tests.hostile.checkpoint_files import entry
 FILE, PICKLE, HEADER, CONFIG = b"0123"
 WEIGHTS = {"a.weight": torch.ones(3, 4), "b": torch.zeros(()), "c": torch.ones(5).half()}
 BESIDE = json.dumps({"format": "gamma-edge checkpoint", "version": 1, "prompts": "sdp"}).encode()
+UNSEEN = {
+    "vision": {"activation": "gelu", "epsilon": 1e-6},
+    "text": {"activation": "quick_gelu", "epsilon": 1e-5},
+    **{"ln_pre": False, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "kept_tokens": [2103, 49406, 49407]},
+}
+FULL = json.dumps({**json.loads(BESIDE), "dims": UNSEEN, "fresh": ["a", "b"], "label": "x", "licence": "y"}).encode()
 HEAD = json.dumps({"a": entry(shape=(3, 4), end=48), "b": entry(shape=(), start=48, end=52)}).encode()
 
 
@@ -36,7 +42,7 @@ def _pickle() -> bytes:
 
 def _seeds() -> list[bytes]:
     lfs = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
-    parts = ((FILE, SAVED), (FILE, lfs), (PICKLE, _pickle()), (HEADER, HEAD), (CONFIG, BESIDE))
+    parts = ((FILE, SAVED), (FILE, lfs), (PICKLE, _pickle()), (HEADER, HEAD), (CONFIG, BESIDE), (CONFIG, FULL))
     return [bytes([kind]) + data for kind, data in parts]
 
 

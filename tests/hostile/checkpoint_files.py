@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from gamma_training.checkpoint import write_authors, write_safetensors
-from tests.training.tiny import dims, save, state, tower
+from gamma_training.tokens import compact_tokens
+from tests.training.tiny import TINY, dims, save, state, tower
 
 Maker = Callable[[Path], Path]
 EXPERT = "clip_model.visual.transformer.resblocks.0.mlp.experts.expert_1.c_fc.weight"
@@ -231,6 +232,22 @@ def config(change: Callable[[dict[str, Any]], Any] | bytes | None, experts: int 
         else:
             new = change(data)
             beside.write_text(json.dumps(data if new is None else new))
+        return path
+
+    return make
+
+
+def compact(change: Callable[[dict[str, Any]], Any]) -> Maker:
+    """A good file whose token table has the rows of two words and the two ends, and then its config is changed."""
+
+    def make(folder: Path) -> Path:
+        path = folder / "bad.safetensors"
+        small, of_small = compact_tokens(state(), TINY, ["bad image"])
+        write_safetensors(path, small, dims=of_small, prompts="sdp")
+        beside = path.with_suffix(".json")
+        data = json.loads(beside.read_text())
+        change(data)
+        beside.write_text(json.dumps(data))
         return path
 
     return make

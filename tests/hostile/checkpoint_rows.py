@@ -162,6 +162,39 @@ def two_blocks(old: str, new: str) -> Maker:
 CONV = "clip_model.visual.conv1.weight"
 POSITIONS = "clip_model.visual.positional_embedding"
 BLOCK = "clip_model.visual.transformer.resblocks"
+TOWER = {"activation": ["relu", ["gelu"], None, 1], "epsilon": [0, -1e-6, 0.1, "1e-6", True, float("nan"), 10**400]}
+OWN = {
+    "ln_pre": [1, "no", None],
+    "mean": [[0.5, 0.5], [0.5, 0.5, 1.5], [0.5, 0.5, float("nan")], "0.5", 0.5, None, [[0], 0, 0]],
+    "std": [[0, 1, 1], [1, 1, float("inf")], {"r": 1}, [True, 1, 1]],
+    "kept_tokens": [
+        [], [49406, 49407], [7, 7, 49406, 49407], [9, 7, 49406, 49407], [7, 49407], [-1, 49406, 49407],
+        [7, 49406, 49407, 49408], [7.0, 49406, 49407], [True, 49406, 49407], "all", {"7": 1}, 5,
+    ],
+}  # fmt: skip
+
+
+def _unseen() -> dict[str, tuple[Maker, int, str]]:
+    """What only the config says, out of range or of another kind."""
+    made: dict[str, tuple[Maker, int, str]] = {}
+    for key, values in TOWER.items():
+        for tower_name, value in zip(("vision", "text") * len(values), values, strict=False):
+            made[f"{tower_name}.{key} {value!s:.30}"] = (
+                config(lambda data, t=tower_name, k=key, v=value: data["dims"][t].update({k: v})),
+                3,
+                rf"bad\.json: dims: {tower_name}\.{key} is .*, expected ",
+            )
+    for key, values in OWN.items():
+        for value in values:
+            made[f"{key} {value!s:.50}"] = (
+                config(lambda data, k=key, v=value: data["dims"].update({k: v})),
+                3,
+                rf"bad\.json: dims: {key} is .*, expected ",
+            )
+    return made
+
+
+UNSEEN = _unseen()
 ROW_8: dict[str, tuple[Maker, int, str]] = {
     "five experts, config says 3": (
         files.experts_in_config(3), 3, r"looks like vision\.experts=5 \(config: 3\)$"
@@ -183,6 +216,23 @@ ROW_8: dict[str, tuple[Maker, int, str]] = {
     "config with a list of dims": (config(lambda data: data.update(dims=[1])), 3, "dims is"),
     "config with odd dims": (config(lambda data: data.update(dims={"vision": 5, "a\x1b": {}})), 3, "looks like"),
     "config of other weights": (config(lambda data: data.update(weights_sha256="0" * 64)), 4, "given by its config"),
+    **{f"config with dims of {name}": case for name, case in UNSEEN.items()},
+    "config that says nothing of a compact table": (
+        files.compact(lambda data: data["dims"].pop("kept_tokens") and None), 3, "4 words, expected 49408"
+    ),
+    "config with one kept token more": (
+        files.compact(lambda data: data["dims"].update(kept_tokens=[1, 2103, 2867, 49406, 49407])),
+        3,
+        "4 words, expected 5 .the config's kept_tokens",
+    ),
+    "config without a norm that is there": (
+        config(lambda data: data["dims"].update(ln_pre=False)), 3, "2 unexpected: .*ln_pre"
+    ),
+    "config with fresh names of no tensors": (
+        config(lambda data: data.update(fresh=["score_level", "a\x1b"])), 3, r"fresh that it lacks: a\\x1b$"
+    ),
+    "config with a fresh name twice": (config(lambda data: data.update(fresh=["a", "a"])), 3, "fresh is"),
+    "config with a mapping of fresh names": (config(lambda data: data.update(fresh={"a": 1})), 3, "fresh is"),
     "note that is no mapping": (files.saved({"params": state(), "gamma_edge": 5}), 3, "gamma_edge is a int"),
     "note with a tensor": (files.saved({"params": state(), "gamma_edge": {"label": torch.ones(1)}}), 3, "label is"),
     "experts not numbered from 0": (renamed("expert_1", "expert_2"), 3, r"missing: .*expert_1.*unexpected: .*t_2"),

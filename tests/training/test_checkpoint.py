@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ from gamma_training.checkpoint import (
     write_authors,
     write_safetensors,
 )
-from gamma_training.dims import GammaDims, TowerDims
+from gamma_training.dims import UNSEEN, GammaDims, TowerDims
 from gamma_training.model import Gamma
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
@@ -123,6 +124,85 @@ def test_safetensors_round_trip(tmp_path: Path) -> None:
     config = json.loads(path.with_suffix(".json").read_text())
     assert GammaDims.from_json(config["dims"]) == TINY
     assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json", "g.safetensors"]
+
+
+@pytest.mark.parametrize("gone", [None, *UNSEEN])
+def test_an_older_config_is_read_as_clip_s(tmp_path: Path, gone: str | None) -> None:
+    """Configs of earlier versions have none of the newer dimensions."""
+    path = tmp_path / "g.safetensors"
+    write_safetensors(path, state(), prompts="sdp")
+    config = json.loads(path.with_suffix(".json").read_text())
+    for name in UNSEEN if gone is None else [gone]:
+        tower_name, _, key = name.rpartition(".")
+        del (config["dims"][tower_name] if tower_name else config["dims"])[key]
+    path.with_suffix(".json").write_text(json.dumps(config))
+    assert read_checkpoint(path).dims == TINY == GammaDims.from_json(config["dims"])
+
+
+def test_what_only_the_config_says(tmp_path: Path) -> None:
+    """Each of it changes the scores, so none of it may be lost on the way."""
+    other = dataclasses.replace(
+        TINY,
+        vision=dataclasses.replace(TINY.vision, activation="gelu", epsilon=1e-3),
+        text=dataclasses.replace(TINY.text, activation="gelu", epsilon=1e-4),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )
+    write_safetensors(tmp_path / "clip.safetensors", state(), prompts="sdp")
+    clip = scores(build_model(read_checkpoint(tmp_path / "clip.safetensors")))
+    for name in UNSEEN:
+        if name in ("ln_pre", "kept_tokens"):
+            continue
+        tower_name, _, key = name.rpartition(".")
+        if tower_name:
+            changed = {key: getattr(getattr(other, tower_name), key)}
+            one = dataclasses.replace(TINY, **{tower_name: dataclasses.replace(getattr(TINY, tower_name), **changed)})
+        else:
+            one = dataclasses.replace(TINY, **{key: getattr(other, key)})
+        write_safetensors(tmp_path / "one.safetensors", state(), dims=one, prompts="sdp")
+        found = read_checkpoint(tmp_path / "one.safetensors")
+        assert found.dims == one
+        assert float((scores(build_model(found)) - clip).abs().max()) > 1e-6, name
+
+
+def test_without_ln_pre_only_our_own_layout_will_do(tmp_path: Path) -> None:
+    plain = dataclasses.replace(TINY, ln_pre=False)
+    weights = {name: tensor for name, tensor in state().items() if "ln_pre" not in name}
+    write_safetensors(tmp_path / "g.safetensors", weights, dims=plain, prompts="sdp")
+    assert read_checkpoint(tmp_path / "g.safetensors").dims == plain
+    with pytest.raises(InputError, match=r"2 missing: .*ln_pre"):
+        write_authors(tmp_path / "g.pth", weights)
+    with pytest.raises(InputError, match=r"2 missing: .*ln_pre"):
+        write_safetensors(tmp_path / "h.safetensors", weights, prompts="sdp")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["g.json", "g.safetensors"]
+
+
+def test_other_dimensions_than_the_tensors(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not those of a model of the dimensions given"):
+        write_safetensors(tmp_path / "g.safetensors", state(), dims=dims(tower(layers=2)), prompts="sdp")
+    with pytest.raises(InputError, match="fresh that it lacks: nothing"):
+        write_safetensors(tmp_path / "g.safetensors", state(), fresh=["nothing"], prompts="sdp")
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_precision_halves_the_file(tmp_path: Path) -> None:
+    """Matrices are rounded once; numbers and vectors, which weigh nothing, not at all."""
+    write_safetensors(tmp_path / "a.safetensors", state(), prompts="sdp", dtype="float16")
+    write_safetensors(tmp_path / "b.safetensors", state(), prompts="sdp")
+    found = read_checkpoint(tmp_path / "a.safetensors")
+    rounded = {name: tensor.half().float() if tensor.dim() > 1 else tensor for name, tensor in state().items()}
+    assert same(found.state, rounded)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in "ab"]
+    assert sizes[0] < 0.51 * sizes[1]
+    write_safetensors(tmp_path / "c.safetensors", found.state, prompts="sdp", dtype="float16")
+    assert same(read_checkpoint(tmp_path / "c.safetensors").state, found.state)  # the second time nothing is lost
+
+
+def test_half_precision_does_not_hold_everything(tmp_path: Path) -> None:
+    large = {**state(), "clip_model.visual.proj": state()["clip_model.visual.proj"] * 1e6}
+    with pytest.raises(InputError, match=r"float16 ends at 65504, which values of clip_model\.visual\.proj are beyond"):
+        write_safetensors(tmp_path / "g.safetensors", large, prompts="sdp", dtype="float16")
+    assert not list(tmp_path.iterdir())
 
 
 def test_from_one_layout_to_the_other_and_back(tmp_path: Path, oracle: Checkpoint) -> None:

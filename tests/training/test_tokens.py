@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 
 from gamma_runtime.errors import InputError
+from gamma_training.checkpoint import build_model, read_checkpoint, write_safetensors
 from gamma_training.scenes import LEVELS, SCENES
-from gamma_training.tokens import START, STOP, tokenize
+from gamma_training.tokens import START, STOP, compact_tokens, rows_of, tokenize
+from tests.training.tiny import TINY, state
 
 LEVEL_IDS = {"bad": 2103, "poor": 3665, "fair": 2849, "good": 886, "perfect": 1878}
 BETWEEN = {  # None stands for the level
@@ -60,3 +65,62 @@ def test_a_huge_prompt_makes_a_short_message() -> None:
     with pytest.raises(InputError) as caught:
         tokenize(["word " * 20_000], 77)
     assert len(caught.value.message) < 200
+
+
+# A token table of the rows in use only
+
+PROMPTS = [prompt for scene in SCENES.values() for prompt in scene.prompts]
+TABLE = "clip_model.token_embedding.weight"
+
+
+def test_a_compact_table_gives_the_same_features(tmp_path: Path) -> None:
+    small, dims = compact_tokens(state(), TINY, PROMPTS)
+    assert dims.vocabulary == len(small[TABLE]) == len(dims.kept_tokens or ()) == 16
+    used = {token for row in tokenize(PROMPTS, 77).tolist() for token in row} - {0}  # without the padding
+    assert set(dims.kept_tokens or ()) == used
+    path = tmp_path / "g.safetensors"
+    write_safetensors(path, small, dims=dims, prompts="sdp")
+    assert path.stat().st_size < 2e6 < 4 * state()[TABLE].numel()
+    found = read_checkpoint(path)
+    assert found.dims == dims
+    whole = build_model(dataclasses.replace(found, state=state(), dims=TINY))
+    for full_length in (False, True):
+        ids = tokenize(PROMPTS, TINY.context, full_length=full_length)
+        torch.testing.assert_close(build_model(found).text_features(ids), whole.text_features(ids), rtol=0, atol=1e-6)
+
+
+def test_a_compact_table_can_be_made_smaller_but_not_larger() -> None:
+    small, dims = compact_tokens(state(), TINY, PROMPTS)
+    smaller, of_smaller = compact_tokens(small, dims, ["bad image"])
+    assert of_smaller.kept_tokens == (2103, 2867, START, STOP)
+    assert torch.equal(smaller[TABLE], state()[TABLE][list(of_smaller.kept_tokens)])
+    with pytest.raises(InputError, match="never learned the word 'good' of the prompt 'good image'"):
+        compact_tokens(smaller, of_smaller, ["bad image", "good image"])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [
+        ("bad product photo", "product"),
+        ("natural bad-quality bokehlicious image", "bokehlicious"),
+        ("Bad Image 2", "2"),
+        ("naïve image", "naïve"),
+        ("image!", "!"),
+    ],
+)
+def test_the_unknown_word_is_named_whole(prompt: str, word: str) -> None:
+    _, dims = compact_tokens(state(), TINY, PROMPTS)
+    with pytest.raises(InputError) as caught:
+        rows_of(tokenize(["bad image", prompt], 77), dims.kept_tokens or ())
+    assert f"this checkpoint never learned the word {word!r} of the prompt" in caught.value.message
+    assert "it knows: -, good, face, perfect, bad, ai, fair, image, quality, natural, poor" in caught.value.message
+
+
+def test_padding_needs_no_row_and_a_long_list_is_cut() -> None:
+    kept = (*range(5, 100), 2103, 2867, START, STOP)
+    ids = tokenize(["bad image", "bad bad bad image"], 77)
+    assert rows_of(ids, kept).max() == len(kept) - 1
+    assert rows_of(ids, kept)[1].tolist() == [97, 95, 95, 95, 96, 98]
+    with pytest.raises(InputError, match=r" and 57 more$") as caught:
+        rows_of(tokenize(["poor image"], 77), kept)
+    assert caught.value.message.count(", ") < 45

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gamma_runtime.errors import InputError
-from gamma_training.dims import UNSEEN, GammaDims
+from gamma_training.dims import UNSEEN, GammaDims, unseen_values
 from gamma_training.intake import check_file, shown
 
 __all__ = ["FORMAT", "SHA256", "check_config_dims", "checked_config", "read_config"]
@@ -62,6 +62,10 @@ def checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     for key, expected in faults.items():
         if expected:
             raise InputError(f"{path}: {key} is {shown(repr(data[key]))}, expected {expected}", hint="correct it there")
+    try:
+        unseen_values(data.get("dims") or {})
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", hint="correct it there") from error
     return data
 
 

@@ -16,7 +16,18 @@ from typing import Any, Literal, get_args
 
 from gamma_runtime.errors import InputError
 
-__all__ = ["FULL_SIZE", "MEAN", "STD", "UNSEEN", "Activation", "GammaDims", "TowerDims", "dims_of", "is_trained"]
+__all__ = [
+    "FULL_SIZE",
+    "MEAN",
+    "STD",
+    "UNSEEN",
+    "Activation",
+    "GammaDims",
+    "TowerDims",
+    "dims_of",
+    "is_trained",
+    "unseen_values",
+]
 
 Activation = Literal["quick_gelu", "gelu"]  # x * sigmoid(1.702 x), or x * Phi(x) by erf
 
@@ -120,7 +131,7 @@ def dims_of(shapes: Shapes, said: Mapping[str, Any] | None = None) -> GammaDims:
     vocabulary, _ = _shape(shapes, "clip_model.token_embedding.weight", 2)
     (levels,) = _shape(shapes, "score_level", 1)
     grid = math.isqrt(max(tokens - 1, 0))
-    unseen = _unseen(said or {})
+    unseen = unseen_values(said or {})
     kept = unseen["kept_tokens"]
     words, whose = (VOCABULARY, "CLIP's vocabulary") if kept is None else (len(kept), "the config's kept_tokens")
     _expect("clip_model.visual.positional_embedding", "tokens", tokens, 1 + grid * grid, "a class token and a square")
@@ -172,8 +183,12 @@ _OWN: dict[str, tuple[Callable[[Any], bool], str]] = {
 UNSEEN = (*(f"{tower}.{name}" for tower in ("vision", "text") for name in _OF_TOWER), *_OWN)
 
 
-def _unseen(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that shapes cannot say, from a config or CLIP's; two towers nested as in `GammaDims`."""
+def unseen_values(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that shapes cannot say, from `GammaDims.to_json` or CLIP's; the two towers' nested as there.
+
+    Raises:
+        InputError: one is not of its kind or outside its range.
+    """
     made: dict[str, Any] = {}
     for tower in ("vision", "text"):
         of_tower = said.get(tower)  # anything else than a mapping is refused where the whole config is compared
@@ -188,7 +203,7 @@ def _checked(
     for name, (fits, expected) in rules.items():
         value = said.get(name, getattr(owner, name))
         if not fits(value):
-            raise InputError(f"its config's {prefix}{name} is {reprlib.repr(value)}, expected {expected}")
+            raise InputError(f"dims: {prefix}{name} is {reprlib.repr(value)}, expected {expected}")
         made[name] = tuple(value) if isinstance(value, list) else value
     return made
 
