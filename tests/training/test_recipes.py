@@ -1,0 +1,131 @@
+"""The recipes of the two checkpoints: tables, bases and configurations; training itself is tested elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from gamma_runtime.errors import InputError
+from gamma_training.checkpoint import build_model, read_checkpoint
+from gamma_training.data import open_data
+from gamma_training.data.distortions import KINDS
+from gamma_training.scenes import SCENES
+from gamma_training.tokens import tokenize
+from gamma_training.train import read_config
+
+
+def _recipe(name: str, root: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", root / "training" / "recipes" / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def demo() -> ModuleType:
+    return _recipe("demo", ROOT)
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return _recipe("study", ROOT)
+
+
+def test_every_scene_has_weights_of_distortions_that_exist(demo: ModuleType) -> None:
+    assert set(demo.WEIGHTS) == set(SCENES)
+    assert {kind for weights in demo.WEIGHTS.values() for kind in weights} <= set(KINDS)
+    assert len({json.dumps(weights, sort_keys=True) for weights in demo.WEIGHTS.values()}) == len(SCENES) - 1  # plain
+
+
+def test_a_scene_weighs_the_loss_of_quality(demo: ModuleType) -> None:
+    assert demo.target("natural-quality", "haze", 0.7) == pytest.approx(0.7)
+    assert demo.target("underwater-quality", "haze", 0.7) == pytest.approx(1 - 1.6 * 0.3)
+    assert demo.target("face-quality", "haze", 0.7) == pytest.approx(1 - 0.4 * 0.3)
+    assert demo.target("underwater-quality", "haze", 0.1) == 0
+    assert demo.target("natural-quality", "", 1.0) == 1
+
+
+def _source(folder: Path, count: int) -> Path:
+    path = folder / "table.csv"
+    lines = ["path,mos,split,scene,content,kind,level,metric"]
+    for number in range(count):
+        split = ("train", "val", "test")[number % 3]
+        lines.append(f"p{number}.png,0.5,{split},natural-quality,c{number},haze,3,0.7")
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_the_demos_table_keeps_the_packaged_photos_out_of_training(demo: ModuleType, tmp_path: Path) -> None:
+    demo.write_table(_source(tmp_path, 300), tmp_path / "scenes.csv", {"c0", "c1"})
+    rows = list(csv.DictReader((tmp_path / "scenes.csv").read_text().splitlines()))
+    by_content = {row["content"]: row for row in rows}
+    assert (by_content["c0"]["split"], by_content["c1"]["split"]) == ("test", "test")
+    train = [row for row in rows if row["split"] == "train"]
+    assert {row["scene"] for row in train} == set(SCENES)
+    assert all(row["scene"] == "natural-quality" for row in rows if row["split"] != "train")
+    haze = {row["scene"]: float(row["mos"]) for row in train}
+    assert haze["underwater-quality"] == pytest.approx(0.52)
+
+
+def test_all_packaged_photos_are_recognised_by_their_originals(demo: ModuleType, tmp_path: Path) -> None:
+    listed = json.loads((ROOT / "gamma_export" / "data" / "photos" / "photos.json").read_text())
+    for number, entry in enumerate(listed):
+        (tmp_path / f"package__{entry['original']}").write_bytes(f"{number}".encode())
+    (tmp_path / "package__another.jpg").write_bytes(b"x")
+    assert len(demo.packaged(tmp_path)) == len(listed) == 16
+
+
+def test_the_demos_base_knows_the_words_of_the_scenes_and_no_other(demo: ModuleType, tmp_path: Path) -> None:
+    demo.write_base(tmp_path / "base.safetensors", 7)
+    read = read_checkpoint(tmp_path / "base.safetensors")
+    assert read.fresh == frozenset(read.state)
+    model = build_model(read)
+    with torch.inference_mode():
+        text = model.text_features(tokenize(SCENES["plain"].prompts, read.dims.context))
+        assert text.isfinite().all()
+        with pytest.raises(InputError, match="never learned the word 'product'"):
+            model.text_features(tokenize(["bad product photo"], read.dims.context))
+    moae = model.clip_model.visual.transformer.resblocks[-1].mlp
+    assert moae.scale.item() == pytest.approx(0.1)
+    first, second = list(moae.experts.values())[:2]
+    assert not torch.equal(first.c_fc.weight, second.c_fc.weight)
+
+
+def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> None:
+    data, work = tmp_path / "data", tmp_path / "work"
+    for name in ("biq2021", "avt_ai"):
+        (data / name).mkdir(parents=True)
+    (data / "biq2021" / "mos.csv").write_text("path,mos,split\na.jpg,0.5,train\nb.jpg,0.6,test\n")
+    rows = "".join(f"{n},2.5,x__p{n}.jpg\n" for n in range(50))
+    (data / "avt_ai" / "mos.csv").write_text(f"image_key,mos_quality,file\n{rows}")
+    for path in [data / "biq2021" / "a.jpg", data / "biq2021" / "b.jpg"]:
+        path.write_bytes(b"x")
+    for number in range(50):
+        (data / "avt_ai" / f"x__p{number}.jpg").write_bytes(b"x")
+    work.mkdir()
+    options = study.StudyOptions(data=data, work=work, epochs=2)
+    study.write_tables(options)
+    config = read_config(study.write_config(options))
+    assert (config.epochs, config.out, config.base) == (2, work / "run", work / "base.safetensors")
+    sets = [open_data(spec) for spec in config.data]
+    assert [one.name for one in sets] == ["biq2021", "avt_ai"]
+    assert {sample.scene for sample in sets[1].samples} == {"aigc-quality"}
+    assert 3 <= len(sets[1].split("test")) <= 20
+    assert sets[1].samples[0].target == pytest.approx((2.5 - 1) / 4)
+
+
+def test_the_study_says_where_its_data_is_expected(study: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="avt_ai"):
+        study.write_tables(study.StudyOptions(data=tmp_path, work=tmp_path))
