@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -109,6 +110,24 @@ def test_the_folder_holds_everything(table: Path, tmp_path: Path, capsys: pytest
     assert (out / "table.md").read_text().startswith("| set | photos | SRCC |")
     for name in ("scatter.png", "worst.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_disk_that_fails_at_the_end_takes_no_scores_along(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gamma_training import evaluate_figures
+
+    def full(*_: object) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(evaluate_figures, "scatter_png", full)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "report.json").write_text("of an earlier run")
+    assert run(tiny_export.checkpoint(), *of_table(table), "--limit", "3", "--out", tmp_path / "out") == 6
+    said = capsys.readouterr()
+    assert "SRCC" in said.out
+    assert "No space left" in said.err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["scores.csv", "table.md"]
 
 
 def test_data_from_yaml_with_sets_of_one_name(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
