@@ -193,6 +193,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
     entries = loaded.get("data") if isinstance(loaded, dict) else loaded
+    entries = [entries] if isinstance(entries, dict) else entries
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path}: needs a list `data:` of mappings", hint="data: [{set: koniq10k, root: /data/koniq}]")
     return entries
