@@ -7,6 +7,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +204,20 @@ def test_what_cannot_be_evaluated(table: Path, tmp_path: Path, capsys: pytest.Ca
     strange.write_text("path,mos,split,scene\n01-astronaut.jpg,3,test,underwater-quality\n")
     assert run(bundle, *of_table(strange)) == 2
     assert "has no scene 'underwater-quality'" in capsys.readouterr().err
+
+
+def test_a_device_needs_no_torch_to_evaluate_its_bundle(table: Path) -> None:
+    """Nor what only training or pictures need."""
+    absent = ("torch", "onnx", "scipy", "skimage", "openpyxl", "yaml", "matplotlib", "safetensors")
+    arguments = [*map(str, [tiny_export.exported(precision="fp32"), *of_table(table), "--limit", "3", "--json"])]
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name.partition('.')[0] in {absent}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        f"from gamma_training.commands.evaluate import main\nsys.exit(main({arguments}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["photos"] == 3
