@@ -183,8 +183,9 @@ def read_specs(options: EvaluateOptions) -> list[DataSpec]:
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The mappings of a file's list ``data:``; other keys are a training configuration's and stay unread."""
-    import yaml
+    from gamma_runtime.cli import require
 
+    yaml = require("yaml", "train")
     try:
         status = path.stat()  # before opening: a FIFO without a writer blocks
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_CONFIG:
