@@ -105,7 +105,7 @@ def test_threads_of_opencv_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "level", "seed"), [("blurr", 1, 0), ("jpeg", 0, 0), ("jpeg", 6, 0), ("jpeg", True, 0), ("jpeg", 1, -1)]
+    ("kind", "level", "seed"), [("smear", 1, 0), ("jpeg", 0, 0), ("jpeg", 6, 0), ("jpeg", True, 0), ("jpeg", 1, -1)]
 )
 def test_what_does_not_exist_is_refused(kind: str, level: int, seed: int) -> None:
     with pytest.raises(UsageError):

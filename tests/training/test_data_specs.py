@@ -51,7 +51,7 @@ def test_a_mapping_becomes_a_spec(tmp_path: Path) -> None:
         ({"table": "a.csv", "range": [0, True]}, "a list of two numbers"),
         ({"table": "a.csv", "range": [0, 1], "kinds": ["jpeg"]}, "for synthetic sources"),
         ({"synthetic": "x", "range": [0, 1]}, "0 to 1"),
-        ({"synthetic": "x", "kinds": ["blurr"]}, "a list of distortions"),
+        ({"synthetic": "x", "kinds": ["smear"]}, "a list of distortions"),
         ({"synthetic": "x", "labels": "mos"}, "metric or level"),
         ({"synthetic": 7}, "a path"),
         ({"synthetic": "x", "limit": 0}, "1 or more"),

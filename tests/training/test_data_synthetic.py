@@ -178,5 +178,5 @@ def test_make_data_looks_at_the_free_space_first(photos: Path, tmp_path: Path, m
 def test_make_data_on_the_command_line_refuses_a_wrong_kind(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(photos, tmp_path / "set", "--kind", "blurr") == 3
+    assert run(photos, tmp_path / "set", "--kind", "smear") == 3
     assert "a list of distortions" in capsys.readouterr().err
