@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gamma_training.commands.evaluate import EvaluateOptions
     from gamma_training.data import Dataset, DataSpec, Sample
 
-__all__ = ["Report", "read_specs", "run", "samples_of"]
+__all__ = ["Report", "read_specs", "run", "samples_of", "write_report"]
 
 _MAX_CONFIG = 2**18  # bytes
 _SPEC = ("set", "table", "synthetic", "root", "range", "lower_better", "scene")  # flags that are keys of a DataSpec
@@ -102,13 +102,12 @@ class Report:
         }
 
 
-def run(options: EvaluateOptions) -> Report:
-    """Everything that `gamma-eval` does; the files of ``--out`` are written when all is known.
+def run(options: EvaluateOptions, steps: Steps) -> Report:
+    """Everything that `gamma-eval` does but writing; that the folder of ``--out`` can be written is checked first.
 
     Raises:
         GammaError: the data, a source or a photo cannot be used, or the folder cannot be written.
     """
-    steps = Steps(options.quiet)
     if options.out is not None:
         check_out(options.out)
     how = Protocol(
@@ -128,13 +127,10 @@ def run(options: EvaluateOptions) -> Report:
                 judges.append(open_judge(source, tuple(dict.fromkeys(s.scene for s in samples)), chosen))
         scored = score_samples(judges, samples, how, steps)
         scored = dataclasses.replace(scored, skipped=(*missing, *scored.skipped))
-        report = _report(judges, how, specs, scored, options, steps)
+        return _report(judges, how, specs, scored, options, steps)
     finally:
         for judge in judges:
             judge.close()
-    if options.out is not None:
-        write_report(report, options.out, steps)
-    return report
 
 
 def _sources(options: EvaluateOptions) -> list[tuple[Path, JudgeOptions]]:
@@ -187,8 +183,9 @@ def read_specs(options: EvaluateOptions) -> list[DataSpec]:
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     """The mappings of a file's list ``data:``; other keys are a training configuration's and stay unread."""
-    import yaml
+    from gamma_runtime.cli import require
 
+    yaml = require("yaml", "train")
     try:
         status = path.stat()  # before opening: a FIFO without a writer blocks
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_CONFIG:
@@ -197,6 +194,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
     entries = loaded.get("data") if isinstance(loaded, dict) else loaded
+    entries = [entries] if isinstance(entries, dict) else entries
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path}: needs a list `data:` of mappings", hint="data: [{set: koniq10k, root: /data/koniq}]")
     return entries
@@ -294,21 +292,22 @@ def check_out(folder: Path) -> None:
 
 
 def write_report(report: Report, folder: Path, steps: Steps) -> None:
-    """report.json last: where it lies, the others are whole and of the same run.
+    """The scores first, the pictures after them, report.json last: where it lies, the others are of the same run.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written. InputError: a photo for a picture is not there any more.
     """
     from gamma_training.evaluate_figures import scatter_png, worst_png
 
-    title = report.notes()[0]
+    title, notes = report.notes()[0], report.notes()
+    made: dict[str, Callable[[], bytes]] = {
+        "scores.csv": lambda: evaluate_report.scores_csv(report.photos, report.scored.skipped).encode(),
+        "table.md": lambda: evaluate_report.markdown(report.found, report.compared, notes).encode(),
+        "scatter.png": lambda: scatter_png(report.photos, report.found, title),
+        "worst.png": lambda: worst_png(report.photos, f"largest errors; {title}"),
+        "report.json": lambda: (json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n").encode(),
+    }
     with steps.step(f"writing {folder}"):
-        files = {
-            "scores.csv": evaluate_report.scores_csv(report.photos, report.scored.skipped).encode(),
-            "table.md": evaluate_report.markdown(report.found, report.compared, report.notes()).encode(),
-            "scatter.png": scatter_png(report.photos, report.found, title),
-            "worst.png": worst_png(report.photos, f"largest errors; {title}"),
-            "report.json": (json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n").encode(),
-        }
-        for name, content in files.items():
-            write_atomically(folder / name, content)
+        (folder / "report.json").unlink(missing_ok=True)
+        for name, make in made.items():
+            write_atomically(folder / name, make())

@@ -102,7 +102,7 @@ class Judge(abc.ABC):
             return _PLAIN
         raise UsageError(
             f"{self.facts['file']} has no scene {scene!r}",
-            hint=f"it has {', '.join(self.scenes)}; --scene scores all photos in one of them",
+            hint=f"it has {', '.join(self.scenes)}; the photos' scene stands in their data",
         )
 
     def score(self, crops: Crops, scene: str) -> Scores:

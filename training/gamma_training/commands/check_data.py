@@ -44,7 +44,7 @@ class CheckDataOptions(CommonOptions):
 
 
 def check_data_command(options: CheckDataOptions) -> int:
-    """Report photos that are missing, damaged, too small, copies or oddly labelled; 3 if training would refuse them."""
+    """Report photos that are missing, damaged, too small or copies, and odd labels; 3 if training would refuse them."""
     if options.set == "list":
         out(_list_of_sets())
         return EXIT_OK

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,17 +74,15 @@ _AGAINST = ("gate", "against_precision", "against_backend")
 
 def evaluate_command(options: EvaluateOptions) -> int:
     """Score labelled photos with a checkpoint or a bundle: correlations with the labels; --against compares two."""
-    from gamma_training.evaluate_run import run
+    from gamma_runtime.steps import Steps
+    from gamma_training.evaluate_run import run, write_report
 
-    report = run(options)
-    if options.json:
-        import json
-
-        out(json.dumps(report.to_json(), allow_nan=False))
-    else:
-        out(report.text())
-    if options.out is not None and not options.quiet:
-        log(f"written: {options.out}")
+    steps = Steps(options.quiet)
+    report = run(options, steps)
+    # The result is shown before it is written: a full disk does not take hours of scoring along.
+    out(json.dumps(report.to_json(), allow_nan=False) if options.json else report.text())
+    if options.out is not None:
+        write_report(report, options.out, steps)
     return _verdict(report, options)
 
 

