@@ -22,7 +22,7 @@ def open_table(spec: DataSpec, table: Path) -> Dataset:
         InputError: the table cannot be used, or a label lies outside the range.
     """
     low, high = spec.range or (0.0, 1.0)
-    return _dataset(spec, table, read_table(table), low, high)
+    return _dataset(spec, table, read_table(table, spec.path_column, spec.mos_column), low, high)
 
 
 def open_made(spec: DataSpec, table: Path) -> Dataset:
