@@ -91,7 +91,7 @@ def number_of(text: str, where: str) -> float:
     except (ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {printable(text[:40])!r} is not a number")
+        raise InputError(f"{printable(where)}: {printable(text[:40])!r} is not a number")
     return value
 
 
