@@ -21,6 +21,7 @@ ALLOWED = {
 HEAVY = {
     *("torch", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "openvino", "cv2", "pydantic", "tyro", "scipy"),
     *("simplejpeg", "tensorrt", "tensorrt_rtx", "polygraphy", "safetensors", "matplotlib", "PIL", "cuda", "pycuda"),
+    *("skimage", "openpyxl"),
 }
 EXPORTER_ONLY = {"torch", "onnx", "onnx_ir", "onnxscript"}
 MANIFEST = "gamma_runtime.manifest"  # a pydantic model; imported inside functions by everyone else

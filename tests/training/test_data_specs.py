@@ -95,6 +95,17 @@ def test_columns_win_and_copies_stay_together(tmp_path: Path) -> None:
     assert len(by_content) == 2
 
 
+def test_columns_may_have_other_names(tmp_path: Path) -> None:
+    path = table_of(tmp_path, "file,path,score\nphoto0.png,elsewhere,4\n")
+    (sample,) = open_data(spec_of(path, path_column="file", mos_column="score")).samples
+    assert (sample.path, sample.mos) == (tmp_path / "photo0.png", 4.0)
+    with pytest.raises(InputError, match="no column 'scores'") as caught:
+        open_data(spec_of(path, path_column="file", mos_column="scores"))
+    assert caught.value.hint == "did you mean score?"
+    with pytest.raises(InputError, match="are for tables"):
+        open_data(DataSpec(synthetic=tmp_path, mos_column="score"))
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

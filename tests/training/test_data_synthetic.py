@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
         open_data(spec_of(folder_of(tmp_path / "none", 0) if (tmp_path / "none").mkdir() else tmp_path / "none"))
     with pytest.raises(InputError, match="cannot be read"):
         open_data(spec_of(tmp_path / "absent"))
+    os.mkfifo(photos / "pipe.png")
+    with pytest.raises(InputError, match=r"pipe\.png: not a regular file"):
+        open_data(spec_of(photos))
+    (photos / "pipe.png").unlink()
     save(photos / "small.png", np.zeros((100, 300, 3), np.uint8))
     with pytest.raises(InputError, match=r"small\.png: 300x100 leaves no room"):
         open_data(spec_of(photos))

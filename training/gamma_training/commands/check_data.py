@@ -35,6 +35,8 @@ class CheckDataOptions(CommonOptions):
     config: Path | None = option(None, "a YAML file with data: …, as for training", positional=True)
     set: str | None = option(None, "one of the paper's twelve, unpacked in --root; list shows all")
     table: Path | None = option(None, "a CSV with columns path and mos; needs --low and --high")
+    path_column: str | None = option(None, "what --table calls its column path")
+    mos_column: str | None = option(None, "what --table calls its column mos")
     synthetic: Path | None = option(None, "a folder of clean photos, or a table of make-data")
     root: Path | None = option(None, "the photos' folder; of a table, its own folder by default")
     low: float | None = option(None, "lowest possible label of --table")
@@ -82,6 +84,7 @@ def _specs(options: CheckDataOptions) -> list[DataSpec]:
         raise UsageError("--low and --high belong together")
     mapping: dict[str, Any] = dict(zip(("set", "table", "synthetic"), sources, strict=True))
     mapping |= {"root": options.root, "range": None if options.low is None else [options.low, options.high]}
+    mapping |= {"path_column": options.path_column, "mos_column": options.mos_column}
     return [spec_from_mapping(mapping, where="check-data")]
 
 

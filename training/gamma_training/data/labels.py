@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gamma_runtime.cli import require
+from gamma_runtime.cli import printable, require
 from gamma_runtime.errors import InputError
 from gamma_training.data.rows import Row, number_of, records, text_of
 from gamma_training.data.samples import Split
@@ -51,7 +51,9 @@ def koniq(root: Path) -> list[Row] | None:
     rows = []
     for line, cells in records(sets, ("image_name", "MOS", "set")):
         if cells["set"] not in _KONIQ_SPLITS:
-            raise InputError(f"{sets}:{line}: set {cells['set'][:40]!r} is none of {', '.join(_KONIQ_SPLITS)}")
+            raise InputError(
+                f"{sets}:{line}: set {printable(cells['set'][:40])!r} is none of {', '.join(_KONIQ_SPLITS)}"
+            )
         mos = number_of(cells["MOS"], f"{sets}:{line}: MOS")
         rows.append(Row(cells["image_name"], mos, _KONIQ_SPLITS[cells["set"]]))
     return rows
@@ -75,7 +77,7 @@ def ava(root: Path) -> list[Row] | None:
             raise InputError(f"{table}:{line}: {len(cells)} columns, expected 15")
         counts = [number_of(cell, f"{table}:{line}") for cell in cells[2:12]]
         if sum(counts) <= 0:
-            raise InputError(f"{table}:{line}: nobody scored photo {cells[1][:40]}")
+            raise InputError(f"{table}:{line}: nobody scored photo {printable(cells[1][:40])}")
         rows.append(Row(f"{cells[1]}.jpg", sum(n * score for score, n in enumerate(counts, 1)) / sum(counts)))
     return rows
 

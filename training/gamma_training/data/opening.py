@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from gamma_runtime.cli import printable
 from gamma_runtime.errors import InputError
 from gamma_runtime.steps import Steps
 from gamma_training.data.samples import SPLITS, Dataset, DataSpec, Sample
@@ -39,7 +40,7 @@ def open_data(spec: DataSpec, steps: Steps | None = None) -> Dataset:
     dataset = open_labels(spec, steps)
     missing = set(missing_photos(dataset.samples))
     if missing and not spec.skip_missing:
-        shown = ", ".join(os.fspath(path) for path in sorted(missing)[:_NAMED])
+        shown = ", ".join(printable(os.fspath(path)) for path in sorted(missing)[:_NAMED])
         raise InputError(
             f"{dataset.name}: {len(missing)} photos are missing: {shown}{', …' if len(missing) > _NAMED else ''}",
             hint="gamma-train check-data lists them; skip_missing: true leaves them out",

@@ -3,7 +3,7 @@
 The authors reduce with torchvision's antialiased bilinear Resize, which also enlarges a smaller photo. Here photos are
 reduced as the contract reduces them for the deployed model (OpenCV's INTER_AREA, never enlarged), so that a model
 learns from the pixels that it will score. On twelve photos of free_photos.csv the two differ by 0.7 to 0.9 grey levels
-in the mean (3.5 on the worst, a photo of fine lines) and by up to 57 at single pixels; INTER_AREA is a little sharper.
+in the mean (3.5 on the worst) and by up to 57 at single pixels; INTER_AREA leaves a little more contrast.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def number_of(text: str, where: str) -> float:
     except (ValueError, OverflowError):
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"{where}: {printable(text[:40])!r} is not a number")
+        raise InputError(f"{printable(where)}: {printable(text[:40])!r} is not a number")
     return value
 
 
@@ -112,24 +112,29 @@ def inside(root: Path, text: str, where: str) -> Path:
     return Path(path)
 
 
-def read_table(path: Path) -> list[Row]:
+def read_table(path: Path, photo: str = "path", label: str = "mos") -> list[Row]:
     """A user's table: columns path and mos, and split, scene and content where there are such.
+
+    Args:
+        path: of the table.
+        photo: what its column path is called.
+        label: what its column mos is called.
 
     Raises:
         InputError: not such a table, no rows, a label that is not a number, or a photo that is there twice.
     """
     rows: list[Row] = []
     seen: dict[str, int] = {}
-    for line, cells in records(path, ("path", "mos")):
+    for line, cells in records(path, (photo, label)):
         where = f"{path}:{line}"
-        name = cells["path"]
+        name = cells[photo]
         if name in seen:
             raise InputError(f"{where}: {printable(name[:200])} is also on line {seen[name]}")
         seen[name] = line
         rows.append(
             Row(
                 name,
-                number_of(cells["mos"], f"{where}: mos"),
+                number_of(cells[label], f"{where}: {label}"),
                 _split(cells.get("split", ""), where),
                 cells.get("scene") or None,
                 cells.get("content") or None,

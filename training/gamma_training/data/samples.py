@@ -60,6 +60,7 @@ class DataSpec:
         set: one of the paper's twelve (``koniq10k``, …; `registry.SETS`), unpacked in ``root``.
         table: a CSV with columns path, mos and optionally split, scene and content (what is on the photo: rows of one
             content stay in one split); paths are relative to ``root``.
+        path_column, mos_column: what these two are called in the table.
         synthetic: a folder of clean photos, distorted on the fly, or a table that ``gamma-train make-data`` wrote.
         name: in reports; by default the set's name, or the table's or the folder's.
         root: the photos' folder; of a table, the table's own folder when left out.
@@ -77,6 +78,8 @@ class DataSpec:
 
     set: str | None = None
     table: Path | None = None
+    path_column: str = "path"
+    mos_column: str = "mos"
     synthetic: Path | None = None
     name: str | None = None
     root: Path | None = None

@@ -82,6 +82,8 @@ def check_spec(spec: DataSpec, where: str = "data") -> None:
         raise InputError(
             f"{where}: synthetic labels are 0 to 1, higher is better", hint="leave range and direction out"
         )
+    if spec.table is None and (spec.path_column, spec.mos_column) != (DataSpec.path_column, DataSpec.mos_column):
+        raise InputError(f"{where}: path_column and mos_column are for tables")
     if spec.synthetic is None and (spec.kinds is not None or spec.labels != "metric"):
         raise InputError(f"{where}: kinds and labels are for synthetic sources")
 
@@ -139,6 +141,8 @@ def _kinds(value: Any) -> tuple[str, ...] | None:
 _CONVERTERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "set": (_text, "the name of a set"),
     "table": (_path, "a path"),
+    "path_column": (_text, "the name of a column"),
+    "mos_column": (_text, "the name of a column"),
     "synthetic": (_path, "a path"),
     "name": (_text, "a name"),
     "root": (_path, "a path"),

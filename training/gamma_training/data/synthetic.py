@@ -75,6 +75,8 @@ def clean_photos(folder: Path) -> dict[str, Path]:
     for name, error in expand([str(folder)]):
         if error:
             raise error
+        if not Path(name).is_file():  # a pipe would be waited for
+            raise InputError(f"{name}: not a regular file, or a link to nothing")
         try:
             found.setdefault(hash_file(Path(name))[:_CONTENT_DIGITS], Path(name))
         except OSError as failure:

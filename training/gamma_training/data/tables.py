@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gamma_runtime.cli import printable
 from gamma_runtime.errors import InputError
 from gamma_training.data.distortions import Distortion
 from gamma_training.data.rows import Row, inside, number_of, read_table, records
@@ -22,7 +23,7 @@ def open_table(spec: DataSpec, table: Path) -> Dataset:
         InputError: the table cannot be used, or a label lies outside the range.
     """
     low, high = spec.range or (0.0, 1.0)
-    return _dataset(spec, table, read_table(table), low, high)
+    return _dataset(spec, table, read_table(table, spec.path_column, spec.mos_column), low, high)
 
 
 def open_made(spec: DataSpec, table: Path) -> Dataset:
@@ -51,7 +52,7 @@ def _dataset(spec: DataSpec, table: Path, rows: Sequence[Row], low: float, high:
     if odd:
         raise InputError(
             f"{table}: {len(odd)} of {len(rows)} labels lie outside {low:g} to {high:g}, the first is {odd[0].mos:g} "
-            f"of {odd[0].path}",
+            f"of {printable(odd[0].path[:200])}",
             hint="range: [lowest, highest possible label]",
         )
     given = {row.split for row in rows}
@@ -70,8 +71,9 @@ def _content(row: Row) -> str:
 def _refuse_straddling(table: Path, rows: Sequence[Row], splits: dict[str, Split]) -> None:
     for row in rows:
         if row.split and row.split != splits[_content(row)]:
+            content = printable(_content(row)[:200])
             raise InputError(
-                f"{table}: content {_content(row)} is in split {row.split} and in split {splits[_content(row)]}",
+                f"{table}: content {content} is in split {row.split} and in split {splits[_content(row)]}",
                 hint="copies of one photo belong into one split, else the test is of memory",
             )
 
