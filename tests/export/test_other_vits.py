@@ -29,6 +29,7 @@ from gamma_training.initialise import random_state, smaller
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import compact_tokens
 from tests import tiny_export
+from tests.gpu.interpreter import Interpreter
 from tests.runtime.engine_bundle import needs_rtx
 
 CLIP = smaller(FULL_SIZE, width=64, layers=2, first_moae=1)
@@ -55,6 +56,14 @@ def test_parity(vit: fidelity.Candidate, case: tuple[str, str, dict[str, str]]) 
     path = vit.graph(precision, **options)
     lint.check_graph(path, VIT, vision.GraphOptions(precision=precision, crops=2, **options))
     assert vit.difference(path, backend, fidelity.CONTROL_CROPS).max_abs <= fidelity.LIMITS[precision]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_every_node_rounded_to_its_own_type(vit: fidelity.Candidate, precision: str) -> None:
+    """As a GPU computes it and a CPU's runtime does not: GELU's own steps are rounded too."""
+    crops = vit.wanted.crops[:4]
+    found = Interpreter(vit.graph(precision)).run(crops.reshape(2, 2, *crops.shape[1:]))["crop_scores"]
+    assert np.abs(found.reshape(4, -1) - vit.wanted.scores[:4]).max() <= fidelity.LIMITS[precision]
 
 
 def _as(vit: fidelity.Candidate, dims: GammaDims, precision: str) -> Path:

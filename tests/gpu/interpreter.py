@@ -130,6 +130,7 @@ HANDLERS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Cast": _cast,
     "Concat": lambda *parts, axis: torch.cat(parts, dim=axis),
     "Div": lambda a, b: a / b,
+    "Erf": lambda x: torch.erf(x),
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
     "MatMul": lambda a, b: a @ b,

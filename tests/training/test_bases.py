@@ -311,7 +311,7 @@ def test_wrong_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: 
 
 def test_more_blocks_than_there_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(write_vit(tmp_path / "vit.onnx"), "-o", tmp_path / "b.safetensors", "--first-moae", "2") == 3
-    assert "no room for MoAE from block 2 on" in capsys.readouterr().err
+    assert "2 blocks leave none for experts from block 2 on" in capsys.readouterr().err
 
 
 def test_a_clip_brings_its_own_text_tower(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,14 +113,17 @@ def test_the_unknown_word_is_named_whole(prompt: str, word: str) -> None:
     with pytest.raises(InputError) as caught:
         rows_of(tokenize(["bad image", prompt], 77), dims.kept_tokens or ())
     assert f"this checkpoint never learned the word {word!r} of the prompt" in caught.value.message
-    assert "it knows: -, good, face, perfect, bad, ai, fair, image, quality, natural, poor" in caught.value.message
+    assert (
+        "it knows: aesthetics, ai, bad, face, fair, generated, good, image, natural, perfect, poor, quality, underwater"
+        in caught.value.message
+    )
 
 
 def test_padding_needs_no_row_and_a_long_list_is_cut() -> None:
-    kept = (*range(5, 100), 2103, 2867, START, STOP)
+    kept = (*range(1000, 1095), 2103, 2867, START, STOP)
     ids = tokenize(["bad image", "bad bad bad image"], 77)
     assert rows_of(ids, kept).max() == len(kept) - 1
     assert rows_of(ids, kept)[1].tolist() == [97, 95, 95, 95, 96, 98]
-    with pytest.raises(InputError, match=r" and 57 more$") as caught:
+    with pytest.raises(InputError, match=r"(?m) and 53 more$") as caught:
         rows_of(tokenize(["poor image"], 77), kept)
     assert caught.value.message.count(", ") < 45

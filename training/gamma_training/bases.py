@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ CLIP_ADDITIONS = Additions()
 VIT_ADDITIONS = Additions(text_first_moae=2, rounded=False)
 _MAX_ONNX = 2**31  # bytes of a protobuf
 _PROBES = 2
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4  # the library's errors become ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,8 @@ def import_vit_onnx(
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
     black = np.zeros((1, 3, IMAGE, IMAGE), dtype=np.float32)
     [positions] = _run(path, model, vit, black, [vit.embedding])
-    width = _checked_width(path, vit, positions)
+    _check(path, vit, positions, additions)
+    width = positions.shape[-1]
     vision = clean_tensors(path, {name: torch.from_numpy(value) for name, value in vit.weights.items()})
     vision["visual.class_embedding"] = torch.zeros(width)  # it is in row 0, which is all that anything reads of it
     vision["visual.positional_embedding"] = torch.from_numpy(positions[0].copy())
@@ -139,15 +141,27 @@ def _load(path: Path) -> Any:
     check_file(path, _MAX_ONNX)
     try:
         model = onnx.load(path, load_external_data=False)
-        onnx.checker.check_model(model)
+        elsewhere = any(tensor.external_data for tensor in _tensors(model.graph))  # the checker would look there
+        if not elsewhere:
+            onnx.checker.check_model(model)
     except Exception as error:  # protobuf's DecodeError, onnx's ValidationError, ...
         words = " ".join(str(error).split())
         raise InputError(
             f"{path}: not a usable ONNX file ({shown(words, 200)})", hint="fetch the file again"
         ) from error
-    if any(tensor.external_data for tensor in model.graph.initializer):
+    if elsewhere:
         raise InputError(f"{path}: its weights are in other files", hint="save it as one file: onnx.save(onnx.load(…))")
     return model
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor that a graph carries, those of its nodes and of graphs inside them too."""
+    yield from graph.initializer
+    for attribute in (attribute for node in graph.node for attribute in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            if inner.ByteSize():
+                yield from _tensors(inner)
 
 
 def _run(path: Path, model: Any, vit: Vit, images: NDArray[np.float32], wanted: list[str]) -> list[NDArray[np.float32]]:
@@ -160,7 +174,7 @@ def _run(path: Path, model: Any, vit: Vit, images: NDArray[np.float32], wanted: 
     del copy.graph.output[:]
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = _FATAL_ONLY
     try:
         session = ort.InferenceSession(copy.SerializeToString(), options, providers=["CPUExecutionProvider"])
         made = [session.run(wanted, {vit.image: image[None]}) for image in images]
@@ -173,8 +187,8 @@ def _run(path: Path, model: Any, vit: Vit, images: NDArray[np.float32], wanted: 
     return [np.concatenate(parts) for parts in zip(*made, strict=True)]
 
 
-def _checked_width(path: Path, vit: Vit, positions: NDArray[np.float32]) -> int:
-    """What the later steps rely on: one class token before a square of patches, and whole heads."""
+def _check(path: Path, vit: Vit, positions: NDArray[np.float32], additions: Additions) -> None:
+    """What the later steps rely on: one class token before a square of patches, whole heads, room for experts."""
     width, patch = len(vit.weights["visual.conv1.weight"]), vit.weights["visual.conv1.weight"].shape[-1]
     expected = (1, 1 + (IMAGE // patch) ** 2, width)
     if positions.shape != expected or IMAGE % patch:
@@ -185,7 +199,9 @@ def _checked_width(path: Path, vit: Vit, positions: NDArray[np.float32]) -> int:
         )
     if width % HEAD_WIDTH:
         raise InputError(f"{path}: width {width} is not a multiple of {HEAD_WIDTH}, the width of Gamma's heads")
-    return width
+    blocks = sum(name.endswith("ln_1.weight") for name in vit.weights)
+    if blocks <= additions.first_moae:
+        raise InputError(f"{path}: {blocks} blocks leave none for experts from block {additions.first_moae} on")
 
 
 def _difference(path: Path, model: Any, vit: Vit, state: dict[str, Tensor], dims: GammaDims) -> float:

@@ -15,7 +15,8 @@ class MismatchError(Exception):
     """The graph does not go on like a ViT here."""
 
 
-NOT_ONE = (MismatchError, IndexError, ValueError)  # the latter two: a node with other inputs than it should have
+# Beside the first: a node with other inputs than it should have, or a damaged tensor.
+NOT_ONE = (MismatchError, IndexError, ValueError, TypeError)
 
 
 class Graph:
@@ -34,9 +35,8 @@ class Graph:
 
     def constant(self, value: str) -> Any:
         """The array of a constant, or None."""
-        node = self.makers.get(value)
-        if node is not None and node.op_type == "Identity":
-            return self.constant(node.input[0])
+        while (node := self.makers.get(value)) is not None and node.op_type == "Identity":
+            value = node.input[0]
         tensor = self._tensors.get(value)
         return None if tensor is None else self._to_array(tensor)
 

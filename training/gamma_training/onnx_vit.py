@@ -97,7 +97,10 @@ def find_vit(model: ModelProto) -> Vit:
             f"only its last {len(best.blocks)} blocks read like a ViT's, not the one before ({shown(best.stopped)})",
             hint="expected the ONNX file of a plain pre-norm ViT, such as DINOv2's",
         )
-    return _assembled(graph, model, best)
+    try:
+        return _assembled(graph, model, best)
+    except NOT_ONE as error:
+        raise InputError(f"its patches do not read like a ViT's ({shown(error)})") from error
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,7 +79,8 @@ def _never_learned(ids: list[int], place: int, kept: Sequence[int]) -> InputErro
     while last < len(parts) - 1 and not parts[last].endswith(" "):
         last += 1
     word, prompt = ("".join(some).strip() for some in (parts[first : last + 1], parts))
-    known = [decode([token]).strip() for token in kept if token not in (START, STOP)]
+    known = sorted({decode([token]).strip() for token in kept if token not in (START, STOP)})
+    known = [text for text in known if any(letter.isalnum() for letter in text)]
     more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
     return InputError(
         f"this checkpoint never learned the word {word[:_LONGEST]!r} of the prompt {prompt[:60]!r};"

@@ -1,1 +1,1 @@
-"""One file a command: parse, call, print."""
+"""Commands: each one function and one options dataclass."""
