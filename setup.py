@@ -9,4 +9,5 @@ setup(
     package_dir={name: f"{home}/{name}" for name, home in HOMES.items()},
     include_package_data=False,  # package_data says it all; else data folders are taken for packages
     package_data={name: ["py.typed", "data/*", "data/**/*"] for name in HOMES},
+    exclude_package_data={"": ["*.pyc"]},  # gamma_training.data is a package of source files
 )

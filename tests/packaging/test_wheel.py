@@ -35,10 +35,16 @@ def test_holds_every_source_file(archive: zipfile.ZipFile, root: Path, package: 
     expected = {
         path.relative_to(home).as_posix()
         for path in (home / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and (path.suffix == ".py" or "data" in path.parts)
+        if path.is_file() and "__pycache__" not in path.parts
+        if path.suffix == ".py" or "data" in path.relative_to(home).parts  # the checkout may lie in a folder `data`
     }
     held = {name for name in archive.namelist() if name.startswith(f"{package}/")}
     assert held == expected | {f"{package}/py.typed"}
+
+
+def test_compiled_files_stay_outside(archive: zipfile.ZipFile) -> None:
+    """The copy that is built from has some in gamma_training.data, as a used checkout does."""
+    assert [name for name in archive.namelist() if name.endswith(".pyc")] == []
 
 
 def test_photos_and_golden_images_are_inside(archive: zipfile.ZipFile) -> None:

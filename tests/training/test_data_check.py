@@ -89,6 +89,7 @@ def test_labels_outside_the_range_are_told(tmp_path: Path) -> None:
     report = check(DataSpec(set="live", root=tmp_path), read=False)
     assert report.usable
     assert report.outside.count > 0
+    assert report.complete == 779
     assert len(report.outside.first) == 10
 
 
@@ -134,6 +135,14 @@ def test_a_configuration_without_data(tmp_path: Path, text: str) -> None:
     path = tmp_path / "train.yaml"
     path.write_text(text)
     assert run(str(path)) == 3
+
+
+def test_a_set_with_too_few_labels_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.training.test_data_sets import kadid10k
+
+    kadid10k(tmp_path)
+    assert run("--set", "kadid10k", "--root", str(tmp_path), "--labels-only") == 0
+    assert "labels of 12 photos; the whole set has 10125" in capsys.readouterr().out
 
 
 def test_the_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,6 +126,8 @@ def _text(report: SourceReport) -> str:
     splits = ", ".join(f"{count} {split}" for split, count in report.samples.items())
     labels = report.labels
     lines = [f"{report.name}: {splits}; {report.contents} different photos"]
+    if report.complete not in (None, sum(report.samples.values())):
+        lines.append(f"  labels of {sum(report.samples.values())} photos; the whole set has {report.complete}")
     if "lowest" in labels:
         found = f"{labels['lowest']:g} to {labels['highest']:g}"
         lines.append(f"  labels from {found}; the range is {labels['low']:g} to {labels['high']:g}")

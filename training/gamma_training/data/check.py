@@ -16,6 +16,7 @@ from gamma_runtime.prefetch import prefetched
 from gamma_runtime.sniff import FORMATS, sniff
 from gamma_runtime.steps import Steps
 from gamma_training.data.opening import missing_photos, open_labels
+from gamma_training.data.registry import SETS
 from gamma_training.data.samples import SPLITS, Dataset, DataSpec, Sample
 
 __all__ = ["Finding", "SourceReport", "check"]
@@ -45,6 +46,7 @@ class SourceReport:
         name: of the source.
         samples: of each split.
         contents: different photos, all splits together.
+        complete: how many labelled photos the whole set has, where that is known.
         labels: lowest and highest there are, and the range they are scaled from.
         error: why its labels could not be read; all else is empty then.
         missing: photos that are not there.
@@ -58,6 +60,7 @@ class SourceReport:
     name: str
     samples: dict[str, int] = dataclasses.field(default_factory=dict)
     contents: int = 0
+    complete: int | None = None
     labels: dict[str, float] = dataclasses.field(default_factory=dict)
     error: str | None = None
     missing: Finding = Finding()
@@ -105,7 +108,8 @@ def check(spec: DataSpec, *, read: bool = True, decode_all: bool = False, steps:
     except GammaError as error:
         return SourceReport(spec.name or str(spec.set or spec.table or spec.synthetic), error=str(error))
     absent = missing_photos(dataset.samples)
-    report = _of_labels(dataset, absent)
+    complete = SETS[spec.set].count if spec.set is not None else None
+    report = dataclasses.replace(_of_labels(dataset, absent), complete=complete)
     if not (read or decode_all):
         return report
     gone = set(absent)
@@ -146,7 +150,7 @@ def _of_labels(dataset: Dataset, absent: Iterable[Path]) -> SourceReport:
         dataset.name,
         {split: len(dataset.split(split)) for split in SPLITS},
         len({sample.content for sample in samples}),
-        ranged,
+        labels=ranged,
         missing=Finding.of([str(path) for path in absent]),
         outside=Finding.of(outside),
     )

