@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,14 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from gamma_runtime.errors import InputError, IntegrityError, UsageError
 from gamma_training.checkpoint import read_checkpoint, write_authors
+from gamma_training.data import Sample
 from gamma_training.dims import is_trained
 from gamma_training.train import TrainReport, read_config, train
+from gamma_training.train.validate import summary
 from tests.training import tiny, train_runs
 
 
@@ -191,6 +195,26 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
     write_authors(tmp_path / "base.pth", state | huge)
     with pytest.raises(InputError, match="the loss is nan at step 1"):
         run(tmp_path, "run")
+
+
+def test_the_mean_is_over_the_sets_that_have_a_correlation() -> None:
+    samples = [
+        Sample(Path(f"{n}.png"), n / 6, n / 6, "plain", "val", "large" if n < 4 else "small", f"{n}") for n in range(6)
+    ]
+    found = summary(samples, np.arange(6.0))
+    assert math.isnan(found["small"]["srcc"])  # two photos
+    assert found["mean"]["srcc"] == found["large"]["srcc"] == 1
+    assert found["mean"]["photos"] == 6
+
+
+def test_pytorchs_threads_are_given_back(folder: Path, whole: TrainReport) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(folder, "whole", epochs=3, resume=True)  # with threads: 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_plain_prompts_are_one_scene(folder: Path) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Group", "process_group"]
 
-_TIMEOUT = datetime.timedelta(minutes=30)  # a process may be cutting crops while the others wait
+_TIMEOUT = datetime.timedelta(hours=12)  # the others wait while one process fills a cache; torchrun ends dead ones
 
 
 @dataclasses.dataclass(frozen=True)

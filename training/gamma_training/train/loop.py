@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gamma_runtime.cli import require
 from gamma_runtime.errors import InputError, OutputError, UsageError
 from gamma_runtime.steps import Steps
+from gamma_runtime.threads import OPENCV
 from gamma_training.train.config import TrainConfig
 from gamma_training.train.distributed import Group, process_group
 from gamma_training.train.state import Progress, load_state, save_state
@@ -61,8 +62,6 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
         0.81
     """
     torch = require("torch", "train")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     state = config.out / STATE
     if state.is_file() and not resume:
         raise UsageError(f"{config.out}: a run lies there", hint="--resume goes on with it; or another out")
@@ -70,7 +69,12 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{config.out}: cannot be made ({error.strerror})") from error
-    with process_group(config.device) as group:
+    before = torch.get_num_threads()
+    with process_group(config.device) as group, contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        torch.set_num_threads(config.threads or before)
+        OPENCV.hold()  # photos are spread over threads, not stripes of one photo
+        stack.callback(OPENCV.release)
         run = _Run(config, group, steps or Steps() if group.leads else Steps())
         if state.is_file():
             run.resume()

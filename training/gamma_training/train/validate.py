@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,5 +55,11 @@ def summary(samples: Sequence[Sample], scores: NDArray[np.float64]) -> dict[str,
     for name in dict.fromkeys(names.tolist()):
         one = correlations(scores[names == name], targets[names == name])
         made[name] = {"srcc": one.srcc, "plcc": one.plcc, "rmse": one.rmse, "photos": one.count}
-    mean = {key: float(np.mean([row[key] for row in made.values()])) for key in ("srcc", "plcc", "rmse")}
+    mean = {key: _mean([row[key] for row in made.values()]) for key in ("srcc", "plcc", "rmse")}
     return {**made, "mean": {**mean, "photos": len(samples)}}
+
+
+def _mean(values: list[float]) -> float:
+    """Over the sets that have one: three photos, or equal scores, have no correlation."""
+    there = [value for value in values if math.isfinite(value)]
+    return float(np.mean(there)) if there else math.nan
