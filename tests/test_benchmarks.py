@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -57,6 +58,7 @@ def test_export_full(work: Path) -> None:
     assert output.startswith("a tiny model: its numbers say nothing")
 
 
+@pytest.mark.long
 def test_train_throughput(work: Path) -> None:
     output, result = _run("train_throughput", work, "--steps", "1", "--threads", "1")
     assert set(result["rounds"][0]) == {"authors", "once", "cached"}
@@ -80,21 +82,23 @@ def test_build_memory(work: Path) -> None:
     assert output.count("predicted") == 6
 
 
+@pytest.mark.long
 def test_eager_vs_graph(work: Path) -> None:
     output, result = _run("eager_vs_graph", work)
     [one] = result["rounds"]
     assert set(one) == {"eager", "onnxruntime", "openvino"}
     for name, contender in one.items():
-        assert len(contender["ms"]) == 2
+        assert len(contender["ms"]) == 3
         assert len(contender["crop_scores"]) == 10
         assert contender["score"] == pytest.approx(sum(contender["crop_scores"]) / 10, abs=1e-6)
         assert result["contenders"][name]["crop_score_difference"] <= 1e-5
-    ratio = sum(one["eager"]["ms"]) / sum(one["openvino"]["ms"])
+    ratio = statistics.median(one["eager"]["ms"]) / statistics.median(one["openvino"]["ms"])
     assert result["contenders"]["openvino"]["ratio"] == pytest.approx(ratio)
     assert output.startswith("**Eager PyTorch against the graph**")
     assert output.count("\n") == 1
 
 
+@pytest.mark.long
 def test_overlap(work: Path) -> None:
     output, result = _run("overlap", work, "--photos", "10")
     [one] = result["rounds"]
