@@ -116,7 +116,6 @@ def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> N
         (data / "avt_ai" / f"x__p{number}.jpg").write_bytes(b"x")
     work.mkdir()
     options = study.StudyOptions(data=data, work=work, epochs=2)
-    study.write_tables(options)
     config = read_config(study.write_config(options))
     assert (config.epochs, config.out, config.base) == (2, work / "run", work / "base.safetensors")
     sets = [open_data(spec) for spec in config.data]
@@ -124,8 +123,3 @@ def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> N
     assert {sample.scene for sample in sets[1].samples} == {"aigc-quality"}
     assert 3 <= len(sets[1].split("test")) <= 20
     assert sets[1].samples[0].target == pytest.approx((2.5 - 1) / 4)
-
-
-def test_the_study_says_where_its_data_is_expected(study: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="avt_ai"):
-        study.write_tables(study.StudyOptions(data=tmp_path, work=tmp_path))

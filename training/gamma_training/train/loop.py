@@ -104,8 +104,7 @@ class _Run:
         with steps.step("checkpoint"):
             self.source: Checkpoint = read_checkpoint(config.base, prompts=config.prompts, licence=config.licence)
             self.model = build_model(self.source).to(group.device)
-        with steps.step("labelled photos"):
-            self.photos = open_photos(config, self.source.prompts)
+        self.photos = open_photos(config, self.source.prompts, steps)
         fresh = self.source.fresh
         self.blocks = blocks_of(config, self.model, fresh)
         self.weights = mark_trained(config, self.model, self.blocks, fresh)

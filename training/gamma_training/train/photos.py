@@ -18,6 +18,7 @@ from gamma_training.scenes import SCENES, Scene, load_scenes
 from gamma_training.train.views import cut, view_of
 
 if TYPE_CHECKING:
+    from gamma_runtime.steps import Steps
     from gamma_training.train.cache import Cache
     from gamma_training.train.config import TrainConfig
 
@@ -49,8 +50,8 @@ class Photos:
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def open_photos(config: TrainConfig, prompts: str) -> Photos:
-    """Read every set of the configuration.
+def open_photos(config: TrainConfig, prompts: str, steps: Steps) -> Photos:
+    """Read every set of the configuration; one without a val split gives some of its training photos.
 
     Raises:
         InputError: a set cannot be read, an unknown scene, or no photo to train on.
@@ -59,21 +60,30 @@ def open_photos(config: TrainConfig, prompts: str) -> Photos:
     known = {**SCENES, **{scene.name: scene for scene in user}}
     samples: list[Sample] = []
     for spec in config.data:
-        samples += open_data(spec).samples
+        samples += _with_val(open_data(spec, steps).samples, config)
     if prompts == "plain":
         samples = [dataclasses.replace(sample, scene="plain") for sample in samples]
     if odd := sorted({sample.scene for sample in samples} - set(known)):
         raise InputError(f"data: unknown scene {odd[0]!r}", hint=f"one of {', '.join(known)}, or scene_file: YAML")
     train = [sample for sample in samples if sample.split == "train"]
     val = [sample for sample in samples if sample.split == "val"]
-    if not val:
-        val = [sample for sample in train if _share(sample.content, config.seed) < config.validation]
-        train = [sample for sample in train if _share(sample.content, config.seed) >= config.validation]
     if len(train) < config.batch:
         raise InputError(f"data: {len(train)} photos to train on, fewer than a batch of {config.batch}")
     test = [sample for sample in samples if sample.split == "test"]
     scenes = {name: known[name] for name in known if any(sample.scene == name for sample in samples)}
     return Photos(tuple(train), tuple(val), tuple(test), scenes, config.native)
+
+
+def _with_val(samples: Sequence[Sample], config: TrainConfig) -> list[Sample]:
+    """Some training photos of a set become its val split, where it has none; never test photos."""
+    if any(sample.split == "val" for sample in samples):
+        return list(samples)
+    return [
+        dataclasses.replace(sample, split="val")
+        if sample.split == "train" and _share(sample.content, config.seed) < config.validation
+        else sample
+        for sample in samples
+    ]
 
 
 def _share(content: str, seed: int) -> float:
