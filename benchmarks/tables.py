@@ -162,7 +162,7 @@ def demo() -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
-BLOCKS = {"demo": demo, "fidelity": fidelity, "export cost": export_cost, "eager": eager}
+BLOCKS = {"demo": demo, "fidelity": fidelity, "export cost": export_cost, "eager": eager, "overlap": overlap}
 
 
 def fill(readme: str) -> str:
