@@ -55,7 +55,7 @@ class TrainConfig:
         warmup: steps over which the learning rate rises from 0.
         clip: the gradient's largest norm; None leaves it.
         loss: ``mse`` on normalised opinion scores, ``mse+rank`` adds a hinge on the order of pairs of one set.
-        rank_weight: of that hinge.
+        rank_weight: of that hinge; its pairs are made within a process and a part.
         amp: products in bf16 or fp16 (fp16 on a GPU only); weights and the head stay fp32.
         ema: decay of an exponential moving average of the weights, which is then what is judged and kept.
         balance: ``none`` shows every photo once an epoch, ``equal`` every set as often as the others, ``sqrt`` between.
