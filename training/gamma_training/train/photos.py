@@ -15,7 +15,7 @@ from gamma_runtime.errors import InputError
 from gamma_runtime.prefetch import prefetched
 from gamma_training.data import Sample, open_data
 from gamma_training.scenes import SCENES, Scene, load_scenes
-from gamma_training.train.views import cut, view_of
+from gamma_training.train.views import cut, turn_of, view_of
 
 if TYPE_CHECKING:
     from gamma_runtime.steps import Steps
@@ -105,8 +105,7 @@ def batches(
             sample = photos.train[index]
             crop: NDArray[Any] = cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
             return crop
-        number = np.random.default_rng([seed, epoch, index]).integers(cache.crops)
-        return cache(index, int(number))
+        return cache(index, turn_of(seed, epoch, index, cache.crops))
 
     flat = (int(index) for step in steps for index in step)
     made = prefetched(one, flat, 0 if cache is not None else workers, 4 * workers + 8)

@@ -17,10 +17,10 @@ from gamma_runtime.crops import reduced, working_size
 from gamma_runtime.errors import InputError
 from gamma_training.data import Sample, read_pixels
 
-__all__ = ["View", "cut", "epoch_order", "fixed_views", "steps_of", "view_of"]
+__all__ = ["View", "cut", "epoch_order", "fixed_views", "steps_of", "turn_of", "view_of"]
 
 Pixels: TypeAlias = NDArray[np.uint8]
-_ORDER, _VIEW, _FIXED = 1, 2, 3  # streams of random numbers that have nothing to do with each other
+_ORDER, _VIEW, _FIXED, _TURN = 1, 2, 3, 4  # streams of random numbers that have nothing to do with each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,11 @@ def fixed_views(seed: int, index: int, count: int) -> list[View]:
     """The views of a photo that a cache holds; every second one mirrored."""
     numbers = np.random.default_rng([_FIXED, seed, index]).random((count, 2))
     return [View(float(down), float(right), number % 2 == 1) for number, (down, right) in enumerate(numbers)]
+
+
+def turn_of(seed: int, epoch: int, index: int, count: int) -> int:
+    """Which of a photo's ``count`` cached views an epoch shows: each once in so many epochs, from any one on."""
+    return int(np.random.default_rng([_TURN, seed, index]).integers(count) + epoch) % count
 
 
 def cut(sample: Sample, views: Sequence[View], short_side: int | None) -> Pixels:
