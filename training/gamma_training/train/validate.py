@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gamma_training.evaluate import Protocol, score_samples
 from gamma_training.judges import JudgeOptions, TorchJudge
-from gamma_training.metrics import correlations
+from gamma_training.metrics import bootstrap, correlations
 
 if TYPE_CHECKING:
     from gamma_runtime.steps import Steps
@@ -47,14 +47,20 @@ def score_photos(
     return scores
 
 
-def summary(samples: Sequence[Sample], scores: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
-    """Correlations of each set, and their mean over the sets under ``mean``."""
+def summary(
+    samples: Sequence[Sample], scores: NDArray[np.float64], intervals: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Correlations of each set (with the 95 % interval of SRCC if asked for); their mean over the sets as ``mean``."""
     targets = np.array([sample.target for sample in samples])
     names = np.array([sample.dataset for sample in samples])
     made: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(names.tolist()):
         one = correlations(scores[names == name], targets[names == name])
         made[name] = {"srcc": one.srcc, "plcc": one.plcc, "rmse": one.rmse, "photos": one.count}
+        if intervals:
+            groups = [sample.content for sample in samples if sample.dataset == name]
+            ends = bootstrap(scores[names == name], targets[names == name], groups=groups)
+            made[name]["srcc_interval"] = list(ends["srcc"])
     mean = {key: _mean([row[key] for row in made.values()]) for key in ("srcc", "plcc", "rmse")}
     return {**made, "mean": {**mean, "photos": len(samples)}}
 
