@@ -6,8 +6,11 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gamma_runtime.cli import printable
 from gamma_runtime.errors import InputError, IntegrityError, OutputError
 from gamma_runtime.files import sync_directory, temporary_beside
 
@@ -19,6 +22,10 @@ __all__ = ["Progress", "load_state", "save_state"]
 
 _FORMAT = "gamma-edge training state 1"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+_Count = Annotated[int, Field(ge=0)]
+_Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass
@@ -36,6 +43,57 @@ class Progress:
     since_best: int = 0
     seconds: float = 0.0
     finished: bool = False
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Judged(_Strict):
+    """What validation found of a set; three photos have no correlation (NaN)."""
+
+    srcc: float
+    plcc: float
+    rmse: float
+    photos: _Count
+
+
+class _Row(_Strict):
+    epoch: _Count
+    loss: float
+    validation: dict[str, _Judged] = {}  # absent where nothing was judged
+
+
+class _Place(_Strict):
+    """`Progress` as it stands in the file; the losses are a tensor of their own."""
+
+    epoch: _Count
+    step: _Count
+    losses: None
+    history: list[_Row]
+    best: _Row | None
+    since_best: _Count
+    seconds: _Finite
+    finished: bool
+
+    def fault(self, losses: int) -> str | None:
+        """A contradiction, with so many losses."""
+        earlier = losses - self.step
+        if self.epoch != len(self.history) or (earlier % self.epoch or earlier <= 0 if self.epoch else earlier):
+            return f"{losses} losses and {len(self.history)} rows of history after epoch {self.epoch}, step {self.step}"
+        judged = [row.validation for row in (*self.history, self.best) if row is not None and row.validation]
+        if any("mean" not in one for one in judged) or (judged and not (self.best and self.best.validation)):
+            return "validations without a mean, or without a best one"
+        return None
+
+
+class _Note(_Strict):
+    """The JSON among the file's metadata."""
+
+    keys: dict[str, str]
+    progress: _Place
+    adam_steps: _Finite
+    scaler: dict[str, _Count | _Finite]
 
 
 def save_state(
@@ -96,32 +154,85 @@ def load_state(
 ) -> Progress:
     """Put weights, moments and averages back in place, and return where the run stands.
 
+    Everything is checked before anything is put in place.
+
     Raises:
-        InputError: the state of another run. IntegrityError: not a whole state file.
+        InputError: the state of another run. IntegrityError: not a whole state file; nothing was changed.
     """
     import torch
+
+    note, tensors = _read(path)
+    for what, digest in keys.items():
+        if note.keys.get(what) != digest:
+            raise InputError(
+                f"{path}: was begun with another {what}", hint="resume with the same one, or begin anew in another out"
+            )
+    wanted: dict[str, Tensor] = {f"w.{name}": value for name, value in weights.items()}
+    wanted |= {f"average.{name}": value for name, value in (average or {}).items()}
+    if note.adam_steps:
+        wanted |= {f"{moment}.{name}": value for moment in _MOMENTS for name, value in weights.items()}
+    fault = _fault(wanted, tensors) or note.progress.fault(len(tensors["losses"]))
+    if fault is None and set(note.scaler) != set(scaler.state_dict()):
+        fault = f"the scaler of fp16 is {sorted(note.scaler)}, expected {sorted(scaler.state_dict())}"
+    if fault is not None:
+        raise _not_whole(path, fault)
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(tensors[f"w.{name}"])
+            if note.adam_steps:
+                moments = {moment: tensors[f"{moment}.{name}"].to(value.device) for moment in _MOMENTS}
+                optimizer.state[value] = {"step": torch.tensor(note.adam_steps), **moments}
+        for name, mean in (average or {}).items():
+            mean.copy_(tensors[f"average.{name}"])
+    scaler.load_state_dict(note.scaler)
+    place = note.progress.model_dump(exclude_unset=True)
+    return Progress(**(place | {"losses": tensors["losses"].tolist()}))
+
+
+def _read(path: Path) -> tuple[_Note, dict[str, Tensor]]:
+    """What the file holds.
+
+    Raises:
+        IntegrityError: not a state file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as stream:
-            note = json.loads((stream.metadata() or {})["state"])
+            metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 - not a mapping
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        hint = "begin anew in another folder"
-        raise IntegrityError(f"{path}: not a whole training state ({error})", hint=hint) from error
-    for what, digest in keys.items():
-        if note["keys"].get(what) != digest:
-            raise InputError(
-                f"{path}: was begun with another {what}", hint="resume with the same one, or begin anew in another out"
-            )
-    with torch.no_grad():
-        for name, value in weights.items():
-            value.copy_(tensors[f"w.{name}"])
-            if f"exp_avg.{name}" in tensors:
-                moments = {moment: tensors[f"{moment}.{name}"].to(value.device) for moment in _MOMENTS}
-                optimizer.state[value] = {"step": torch.tensor(note["adam_steps"]), **moments}
-        for name, mean in (average or {}).items():
-            mean.copy_(tensors[f"average.{name}"])
-    if note["scaler"]:
-        scaler.load_state_dict(note["scaler"])
-    return Progress(**(note["progress"] | {"losses": tensors["losses"].tolist()}))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise _not_whole(path, str(error)) from error
+    if metadata.get("format") != _FORMAT or "state" not in metadata:
+        raise _not_whole(path, f"no format {_FORMAT!r} with a state in its metadata")
+    try:
+        return _Note.model_validate_json(metadata["state"]), tensors
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(("state", *map(str, first["loc"])))
+        raise _not_whole(path, f"{where}: {first['msg']}") from error
+
+
+def _fault(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str | None:
+    """The first tensor that is missing, too many, or not like what it is for."""
+    import torch
+
+    if odd := sorted(found.keys() ^ (wanted.keys() | {"losses"})):
+        return f"tensor {odd[0]} is {'one too many' if odd[0] in found else 'missing'}"
+    losses = found["losses"]
+    if losses.dtype != torch.float64 or losses.dim() != 1:
+        return f"tensor losses is {_kind(losses)}, expected float64 [steps]"
+    for name, value in wanted.items():
+        if (found[name].dtype, found[name].shape) != (value.dtype, value.shape):
+            return f"tensor {name} is {_kind(found[name])}, expected {_kind(value)}"
+    return None
+
+
+def _kind(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+
+
+def _not_whole(path: Path, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{path}: not a whole training state ({printable(why):.300})", hint="begin anew in another folder"
+    )
