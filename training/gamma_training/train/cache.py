@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
+import math
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +18,7 @@ from numpy.typing import NDArray
 
 from gamma_runtime.contract import CROP
 from gamma_runtime.errors import OutputError
-from gamma_runtime.files import TEMPORARY_PREFIX, sweep_temporaries
+from gamma_runtime.files import TEMPORARY_PREFIX, sweep_temporaries, sync_directory
 from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 from gamma_training.data import Sample
@@ -58,15 +62,22 @@ def open_cache(
 ) -> Cache:
     """Open the file of these photos, views and weights, or make it; with no frozen block it holds the crops themselves.
 
+    A damaged file is made anew.
+
     Raises:
         InputError: a photo cannot be used. OutputError: no room, or the folder cannot be written.
     """
     tail = (model.dims.tokens, model.dims.vision.width) if blocks else (CROP, CROP, 3)
     dtype = np.dtype(spec.dtype if blocks else "uint8")
     shape = (len(samples), spec.crops, *tail)
-    path = folder / f"views-{_key(spec, model, blocks, samples, short_side, seed)}.npy"
+    # The first process says which: copies of the photos on other machines have other times.
+    key = _key(spec, model, blocks, samples, short_side, seed) if group.leads else ""
+    path = folder / f"views-{group.gather(key)[0]}.npy"
+    if group.leads and path.is_file() and not _is_whole(path, shape, dtype):
+        steps.say(f"{path}: damaged, and made anew")
+        path.unlink()
     if group.leads and not path.is_file():
-        _room(folder, int(np.prod(shape)) * dtype.itemsize)
+        _room(folder, _bytes(shape, dtype))
         _make(path, shape, dtype, model, blocks, samples, short_side, spec, seed, workers, group, steps)
     group.wait()
     return Cache(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -81,9 +92,38 @@ def _key(
     for name in names:
         digest.update(name.encode())
         digest.update(model.clip_model.visual.get_parameter(name).detach().cpu().numpy().tobytes())
-    photos = [(str(s.path), repr(s.distortion), s.short_side, short_side(s)) for s in samples]
-    digest.update(json.dumps([spec.crops, spec.dtype if blocks else "uint8", blocks, seed, photos]).encode())
+    dims = model.dims
+    how = [dims.image, dims.patch, dims.ln_pre, dims.mean, dims.std, dataclasses.asdict(dims.vision)] if blocks else []
+    stamps = {path: _stamp(path) for path in dict.fromkeys(s.path for s in samples)}
+    photos = [(str(s.path), stamps[s.path], repr(s.distortion), s.short_side, short_side(s)) for s in samples]
+    digest.update(json.dumps([spec.crops, spec.dtype if blocks else "uint8", blocks, how, seed, photos]).encode())
     return digest.hexdigest()[:16]
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Bytes and time of change: another photo under the same name. One that is not there is told when it is read."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _is_whole(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> bool:
+    """Whether the file begins as NumPy writes this shape and dtype, and is as long as they need."""
+    header = io.BytesIO()
+    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    begin = header.getvalue()
+    try:
+        with path.open("rb") as stream:
+            return stream.read(len(begin)) == begin and path.stat().st_size == len(begin) + _bytes(shape, dtype)
+    except OSError:
+        return False
+
+
+def _bytes(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    return math.prod(shape) * dtype.itemsize
 
 
 def _is_frozen(name: str, blocks: int) -> bool:
@@ -139,7 +179,10 @@ def _make(
                 tick(1)
         views.flush()
         del views
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
         temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error})", hint="check the free space") from error
     finally:
