@@ -9,7 +9,9 @@ import pytest
 
 from gamma_runtime.errors import InputError
 from gamma_training.data import DataSpec, open_data, read_pixels, spec_from_mapping
+from gamma_training.data.specs import specs_of_file
 from gamma_training.data.splits import split_exactly, split_of
+from gamma_training.train import read_config
 from tests.training.photos import folder_of, save
 
 TABLE = "path,mos,split,scene,content\n"
@@ -65,6 +67,55 @@ def test_a_wrong_mapping_is_refused(mapping: Any, words: str) -> None:
     with pytest.raises(InputError, match=words) as caught:
         spec_from_mapping(mapping, where="mine.yaml: data[0]")
     assert str(caught.value).startswith("mine.yaml: data[0]: ")
+
+
+SOURCES = "[{table: mos.csv, range: [0, 1]}, {synthetic: clean}]"
+
+
+def test_a_file_names_its_sources(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(f"epochs: {{what: ever}}\ndata: {SOURCES}\n")
+    table = DataSpec(table=tmp_path / "mos.csv", range=(0.0, 1.0))
+    assert specs_of_file(path) == [table, DataSpec(synthetic=tmp_path / "clean")]
+    path.write_text("data: {table: mos.csv, range: [0, 1]}\n")
+    assert specs_of_file(path) == [table]
+
+
+def test_training_reads_the_same_sources(tmp_path: Path) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_text(f"out: run\nbase: base.pt\ndata: {SOURCES}\n")
+    assert read_config(path).data == tuple(specs_of_file(path))
+    path.write_text(f"out: run\nbase: base.pt\ndata: {SOURCES.replace('synthetic', 'sett')}\n")
+    for read in (read_config, specs_of_file):
+        with pytest.raises(InputError, match=r"train\.yaml: data\[1\]: unknown key 'sett'"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no list `data:` in it"),
+        (b"epochs: 3", "no list `data:` in it"),
+        (b"data:", "no list `data:` in it"),
+        (b"[{synthetic: clean}]", "no list `data:` in it"),
+        (b"data: photos", "data: 'photos' is not a list of sources"),
+        (b"data: []", "data: [] is not a list of sources"),
+        (b"data: [7]", "data[0]: found 7 where a mapping was expected"),
+        (b"data: {", "cannot be read as YAML"),
+        (b"data: 2001-99-99", "cannot be read as YAML"),
+        (b"data: " + b"[" * 20_000, "cannot be read as YAML"),
+        (b"\xff", "cannot be read as YAML"),
+        (b"#" * (2**18 + 1), "at most 262144 bytes"),
+    ],
+)
+def test_a_file_without_sources(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "train.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        specs_of_file(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_key_with_a_slip_gets_the_right_one_as_hint() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "read_specs", "run", "samples_of", "write_report"]
 
-_MAX_CONFIG = 2**18  # bytes
 _SPEC = ("set", "table", "synthetic", "root", "range", "lower_better", "scene")  # flags that are keys of a DataSpec
 
 
@@ -168,36 +166,16 @@ def read_specs(options: EvaluateOptions) -> list[DataSpec]:
     Raises:
         InputError: a file of ``--data`` is not of that form.
     """
-    from gamma_training.data import spec_from_mapping
+    from gamma_training.data.specs import spec_from_mapping, specs_of_file
 
     if options.data:
-        entries = [(path, *entry) for path in options.data for entry in enumerate(_entries(path))]
-        specs = [spec_from_mapping(entry, path.parent, f"{path}: data[{place}]") for path, place, entry in entries]
+        specs = [spec for path in options.data for spec in specs_of_file(path)]
     else:
         given = {name: getattr(options, name) for name in _SPEC}
         specs = [spec_from_mapping({k: v for k, v in given.items() if v not in (None, False)}, where="flags")]
     if options.limit is not None:
         specs = [dataclasses.replace(spec, limit=options.limit) for spec in specs]
     return specs
-
-
-def _entries(path: Path) -> list[dict[str, Any]]:
-    """The mappings of a file's list ``data:``; other keys are a training configuration's and stay unread."""
-    from gamma_runtime.cli import require
-
-    yaml = require("yaml", "train")
-    try:
-        status = path.stat()  # before opening: a FIFO without a writer blocks
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_CONFIG:
-            raise InputError(f"{path}: not a regular file of at most {_MAX_CONFIG} bytes")
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
-    entries = loaded.get("data") if isinstance(loaded, dict) else loaded
-    entries = [entries] if isinstance(entries, dict) else entries
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: needs a list `data:` of mappings", hint="data: [{set: koniq10k, root: /data/koniq}]")
-    return entries
 
 
 def samples_of(

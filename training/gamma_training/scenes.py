@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import re
 import reprlib
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gamma_runtime.errors import InputError, UsageError
+from gamma_training.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,6 @@ LEVELS = ("bad", "poor", "fair", "good", "perfect")
 Kind = Literal["sdp", "plain", "user"]
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MIN_SHORT_SIDE, _MAX_SHORT_SIDE = 224, 4096
-_MAX_FILE = 2**18  # bytes; some thousand scenes
 _SHOWN = 120  # characters of a wrong value
 
 
@@ -104,16 +103,7 @@ def load_scenes(path: Path) -> list[Scene]:
         name: product-photos
         prompts: [bad product photo, poor product photo, fair product photo, good product photo, perfect product photo]
     """  # noqa: D205
-    import yaml
-
-    try:
-        status = path.stat()  # before opening: a FIFO without a writer blocks
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
-            raise InputError(f"{path}: not a regular file of at most {_MAX_FILE} bytes")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # ValueError: not UTF-8, or a date or number of impossible value.
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
+    data = read_yaml(path)
     entries = data if isinstance(data, list) else [data]
     scenes = [_user_scene(path, entry) for entry in entries]
     if not scenes or len({scene.name for scene in scenes}) != len(scenes):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckDataOptions", "check_data_command"]
 
-_MAX_FILE = 2**18  # bytes of a configuration
 _FINDINGS = {
     "missing": "photos are missing",
     "unreadable": "photos cannot be read",
@@ -70,7 +68,7 @@ def check_data_command(options: CheckDataOptions) -> int:
 
 
 def _specs(options: CheckDataOptions) -> list[DataSpec]:
-    from gamma_training.data.specs import spec_from_mapping
+    from gamma_training.data.specs import spec_from_mapping, specs_of_file
 
     sources = (options.set, options.table, options.synthetic)
     if sum(source is not None for source in (options.config, *sources)) != 1:
@@ -79,34 +77,13 @@ def _specs(options: CheckDataOptions) -> list[DataSpec]:
             hint="CONFIG.yaml, --set NAME --root FOLDER, --table CSV --low 0 --high 100, or --synthetic PATH",
         )
     if options.config is not None:
-        return _config_specs(options.config)
+        return specs_of_file(options.config)
     if (options.low is None) != (options.high is None):
         raise UsageError("--low and --high belong together")
     mapping: dict[str, Any] = dict(zip(("set", "table", "synthetic"), sources, strict=True))
     mapping |= {"root": options.root, "range": None if options.low is None else [options.low, options.high]}
     mapping |= {"path_column": options.path_column, "mos_column": options.mos_column}
     return [spec_from_mapping(mapping, where="check-data")]
-
-
-def _config_specs(path: Path) -> list[DataSpec]:
-    """Only `data:` is read; the rest of a training configuration is left alone."""
-    import yaml
-
-    from gamma_training.data.specs import spec_from_mapping
-
-    try:
-        status = path.stat()  # before opening: a FIFO without a writer blocks
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
-            raise InputError(f"{path}: not a regular file of at most {_MAX_FILE} bytes")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
-    entries = data.get("data") if isinstance(data, dict) else None
-    if isinstance(entries, dict):
-        entries = [entries]
-    if not isinstance(entries, list) or not entries:
-        raise InputError(f"{path}: no data: in it", hint="data: [{set: koniq10k, root: …}, {table: mine.csv, …}]")
-    return [spec_from_mapping(one, path.parent, f"{path}: data[{n}]") for n, one in enumerate(entries)]
 
 
 def _list_of_sets() -> str:

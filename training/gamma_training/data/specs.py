@@ -13,10 +13,12 @@ from typing import Any, get_args
 from gamma_runtime.errors import InputError
 from gamma_training.data.distortions import KINDS
 from gamma_training.data.samples import DataSpec, Labels
+from gamma_training.yaml_file import read_yaml
 
-__all__ = ["check_spec", "near", "show", "spec_from_mapping"]
+__all__ = ["check_spec", "near", "show", "spec_from_mapping", "specs_of", "specs_of_file"]
 
 _SOURCES = ("set", "table", "synthetic")
+_EXAMPLE = "data: [{set: koniq10k, root: …}, {table: mine.csv, range: [0, 100]}, {synthetic: photos}]"
 _MIN_SHORT_SIDE, _MAX_SHORT_SIDE = 224, 4096  # pixels
 
 
@@ -55,6 +57,41 @@ def spec_from_mapping(mapping: Any, folder: Path = Path(), where: str = "data") 
     spec = DataSpec(**values)
     check_spec(spec, where)
     return spec
+
+
+def specs_of(entries: Any, folder: Path = Path(), where: str = "data") -> list[DataSpec]:
+    """Read the list `data:`; a mapping by itself is a list of one.
+
+    Args:
+        entries: as YAML gives them.
+        folder: that relative paths are relative to.
+        where: how messages call the place.
+
+    Raises:
+        InputError: not a list, an empty one, or an entry that does not fit.
+    """
+    entries = [entries] if isinstance(entries, dict) else entries
+    if not isinstance(entries, list) or not entries:
+        raise InputError(f"{where}: {show(entries)} is not a list of sources", hint=_EXAMPLE)
+    return [spec_from_mapping(entry, folder, f"{where}[{place}]") for place, entry in enumerate(entries)]
+
+
+def specs_of_file(path: Path) -> list[DataSpec]:
+    """The sources that a YAML file names under ``data:``; its other keys (a training configuration's) stay unread.
+
+    Relative paths in it are relative to its folder.
+
+    Raises:
+        InputError: the file cannot be read, or its ``data:`` does not fit.
+
+    Example:
+        >>> [spec.set for spec in specs_of_file(Path("paper.yaml"))]
+        ['koniq10k', 'kadid10k']
+    """
+    loaded = read_yaml(path)
+    if not isinstance(loaded, dict) or loaded.get("data") is None:
+        raise InputError(f"{path}: no list `data:` in it", hint=_EXAMPLE)
+    return specs_of(loaded["data"], path.parent, f"{path}: data")
 
 
 def check_spec(spec: DataSpec, where: str = "data") -> None:

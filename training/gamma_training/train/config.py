@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import stat
 import typing
 from pathlib import Path
 from typing import Any, Literal
 
 from gamma_runtime.errors import InputError
-from gamma_training.data import DataSpec, spec_from_mapping
-from gamma_training.data.specs import near, show
+from gamma_training.data import DataSpec
+from gamma_training.data.specs import near, show, specs_of
+from gamma_training.yaml_file import read_yaml
 
 __all__ = ["CacheSpec", "TrainConfig", "read_config"]
 
-_MAX_FILE = 2**18  # bytes
 _PLACE = ("out", "workers", "threads", "device", "save_every")  # change where and how fast, not what comes out
 
 
@@ -134,15 +133,7 @@ def read_config(path: Path) -> TrainConfig:
         >>> read_config(Path("mine.yaml")).epochs
         10
     """
-    import yaml
-
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_FILE:
-            raise InputError(f"{path}: not a regular file of at most {_MAX_FILE} bytes")
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as YAML ({' '.join(str(error).split()):.200})") from error
+    data = read_yaml(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping with base, data and out; found {type(data).__name__}")
     try:
@@ -157,8 +148,7 @@ def _config(folder: Path, data: dict[Any, Any]) -> TrainConfig:
     made: dict[str, Any] = {}
     for key, value in data.items():
         if key == "data":
-            entries = value if isinstance(value, list) else [value]
-            made[key] = tuple(spec_from_mapping(entry, folder) for entry in entries)
+            made[key] = tuple(specs_of(value, folder))
         elif key == "cache" and value is not None:
             made[key] = _cache(value)
         else:
