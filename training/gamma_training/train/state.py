@@ -124,11 +124,11 @@ def save_state(
     from safetensors.torch import save_file
 
     tensors = {f"w.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
-    count = 0.0
-    for name, value in weights.items():
-        moments = optimizer.state.get(value, {})
-        count = float(moments.get("step", 0.0))
-        tensors |= {f"{moment}.{name}": moments[moment].cpu() for moment in _MOMENTS if moment in moments}
+    count = max(
+        (float(optimizer.state[value]["step"]) for value in weights.values() if value in optimizer.state), default=0
+    )
+    if count:  # before a first step that fp16's scaler did not skip, moments are absent or zero
+        tensors |= {f"{m}.{name}": optimizer.state[value][m].cpu() for m in _MOMENTS for name, value in weights.items()}
     tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in (average or {}).items()}
     tensors["losses"] = torch.tensor(progress.losses, dtype=torch.float64)
     plain = dataclasses.asdict(progress) | {"losses": None}
@@ -181,7 +181,7 @@ def load_state(
             value.copy_(tensors[f"w.{name}"])
             if note.adam_steps:
                 moments = {moment: tensors[f"{moment}.{name}"].to(value.device) for moment in _MOMENTS}
-                optimizer.state[value] = {"step": torch.tensor(note.adam_steps), **moments}
+                optimizer.state[value] = {"step": torch.tensor(note.adam_steps, device=value.device), **moments}
         for name, mean in (average or {}).items():
             mean.copy_(tensors[f"average.{name}"])
     scaler.load_state_dict(note.scaler)
