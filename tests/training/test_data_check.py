@@ -36,7 +36,7 @@ def faulty(tmp_path: Path) -> Path:
 def test_a_sound_set_passes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder_of(tmp_path, 3)
     (tmp_path / "mos.csv").write_text("path,mos\n" + "".join(f"photo{n}.png,{n}\n" for n in range(3)))
-    assert run("--table", str(tmp_path / "mos.csv"), "--low", "0", "--high", "5", "--decode", "--json") == 0
+    assert run("--table", str(tmp_path / "mos.csv"), "--range", "0", "5", "--decode", "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)["sources"]
     assert report["usable"]
     assert report["labels"] == {"low": 0, "high": 5, "lowest": 0, "highest": 2}
@@ -57,7 +57,7 @@ def test_every_fault_is_found(faulty: Path) -> None:
 
 
 def test_the_report_is_text_and_code_3(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--table", str(faulty), "--low", "0", "--high", "9") == 3
+    assert run("--table", str(faulty), "--range", "0", "9") == 3
     text = capsys.readouterr().out
     assert "1 photos are missing:" in text
     assert "NOT usable as it is" in text
@@ -120,7 +120,8 @@ def test_a_configuration_is_checked_source_by_source(
         ((), 2, "exactly one source"),
         (("--set", "ava", "--table", "x.csv"), 2, "exactly one source"),
         (("--set", "ava"), 3, "no root"),
-        (("--table", "x.csv", "--low", "1"), 2, "belong together"),
+        (("--table", "x.csv", "--range", "5", "1"), 3, "range [5.0, 1.0] is not [lowest, highest]"),
+        (("--set", "ava", "--root", "x", "--range", "0", "1"), 3, "its own range"),
         (("--table", "x.csv"), 3, "no range"),
         (("absent.yaml",), 3, "cannot be read"),
     ],
@@ -152,7 +153,7 @@ def test_the_sets_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_name_cannot_write_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mos.csv").write_text("path,mos\na\x1b[31m.png,1\n")
-    assert run("--table", str(tmp_path / "mos.csv"), "--low", "0", "--high", "9") == 3
+    assert run("--table", str(tmp_path / "mos.csv"), "--range", "0", "9") == 3
     assert "\x1b" not in capsys.readouterr().out
 
 

@@ -32,13 +32,12 @@ class CheckDataOptions(CommonOptions):
 
     config: Path | None = option(None, "a YAML file with data: …, as for training", positional=True)
     set: str | None = option(None, "one of the paper's twelve, unpacked in --root; list shows all")
-    table: Path | None = option(None, "a CSV with columns path and mos; needs --low and --high")
+    table: Path | None = option(None, "a CSV with columns path and mos; needs --range")
     path_column: str | None = option(None, "what --table calls its column path")
     mos_column: str | None = option(None, "what --table calls its column mos")
     synthetic: Path | None = option(None, "a folder of clean photos, or a table of make-data")
     root: Path | None = option(None, "the photos' folder; of a table, its own folder by default")
-    low: float | None = option(None, "lowest possible label of --table")
-    high: float | None = option(None, "highest possible label of --table")
+    range: tuple[float, float] | None = option(None, "of --table: lowest and highest possible label")
     labels_only: bool = option(False, "do not read the photos, only look whether they are there")
     decode: bool = option(False, "decode every photo: finds damage inside the compressed data")
 
@@ -74,14 +73,12 @@ def _specs(options: CheckDataOptions) -> list[DataSpec]:
     if sum(source is not None for source in (options.config, *sources)) != 1:
         raise UsageError(
             "exactly one source is checked",
-            hint="CONFIG.yaml, --set NAME --root FOLDER, --table CSV --low 0 --high 100, or --synthetic PATH",
+            hint="CONFIG.yaml, --set NAME --root FOLDER, --table CSV --range 0 100, or --synthetic PATH",
         )
     if options.config is not None:
         return specs_of_file(options.config)
-    if (options.low is None) != (options.high is None):
-        raise UsageError("--low and --high belong together")
     mapping: dict[str, Any] = dict(zip(("set", "table", "synthetic"), sources, strict=True))
-    mapping |= {"root": options.root, "range": None if options.low is None else [options.low, options.high]}
+    mapping |= {"root": options.root, "range": options.range}
     mapping |= {"path_column": options.path_column, "mos_column": options.mos_column}
     return [spec_from_mapping(mapping, where="check-data")]
 
