@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Group", "process_group"]
 
 _TIMEOUT = datetime.timedelta(hours=12)  # the others wait while one process fills a cache; torchrun ends dead ones
+_PAUSE = 0.2  # seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,4 +89,7 @@ def process_group(device: str) -> Iterator[Group]:
     try:
         yield Group(rank, size, chosen)
     finally:
+        # Gloo's thread still frees the last exchange's tensors, and wants Python's lock for it. When DDP's reducer is
+        # the group's last owner, the group's end waits for that thread while it holds the lock: sleeping is without it.
+        time.sleep(_PAUSE)
         dist.destroy_process_group()
