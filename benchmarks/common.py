@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "benchmarks"
 MAX_FOREIGN = 0.1  # share of the processor that others may take while we measure
+MAX_SPREAD = 0.15  # of a contender's rounds, (most - least) / median
 _LIBRARIES = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "opencv-python-headless", "gamma-edge")
 
 
@@ -181,6 +182,59 @@ def spread(values: Sequence[float]) -> float:
     return (max(values) - min(values)) / statistics.median(values)
 
 
+def unsteady(times: Mapping[str, Sequence[float]]) -> list[str]:
+    """Whose rounds (one number each) differ by too much; a doubt for each of them."""
+    moved = {name: spread(values) for name, values in times.items()}
+    return [
+        f"{name}: the rounds differ by {by:.0%}; the limit is {MAX_SPREAD:.0%}"
+        for name, by in moved.items()
+        if by > MAX_SPREAD
+    ]
+
+
+def in_turn(names: Sequence[str], rounds: int, run: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What ``run`` says of every name, round by round; the first one of a round changes, and medians are logged.
+
+    Args:
+        names: of the contenders.
+        rounds: how many.
+        run: measures one of them; its ``seconds`` are a list.
+    """
+    made = []
+    for index in range(rounds):
+        first = index % len(names)
+        found = {name: run(name) for name in [*names[first:], *names[:first]]}
+        made.append(found)
+        said = (f"{name} {statistics.median(found[name]['seconds']):.2f} s" for name in names)
+        log(f"round {index + 1}: {', '.join(said)}")
+    return made
+
+
+def medians(rounds: Sequence[Mapping[str, Any]], name: str, of: str = "seconds") -> list[float]:
+    """The contender's median of each round."""
+    return [float(statistics.median(one[name][of])) for one in rounds]
+
+
+def watched(
+    names: Sequence[str], rounds: int, run: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+    """`in_turn` with an eye on the machine: its facts, what speaks against the measurement, and the rounds."""
+    machine, bystanders = machine_facts(), Bystanders()
+    made = in_turn(names, rounds, run)
+    machine["share_of_other_programs"] = bystanders.share()
+    return machine, bystanders.doubts() + unsteady({name: medians(made, name) for name in names}), made
+
+
+def loss_gap(rounds: Sequence[Mapping[str, Any]], first: str) -> float:
+    """Largest relative difference of a loss from the contender ``first``'s at the same step."""
+    return max(
+        abs(ours - theirs) / theirs
+        for one in rounds
+        for other in one.values()
+        for ours, theirs in zip(other["losses"], one[first]["losses"], strict=True)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Goal:
     """A limit that was set before measuring."""
@@ -202,6 +256,28 @@ def exit_code(options: BenchmarkOptions, doubts: Sequence[str], judged: Sequence
     if doubts:
         return EXIT_INVALID_MEASUREMENT
     return EXIT_OK if all(goal.met for goal in judged) else EXIT_GATE
+
+
+def result_of(
+    benchmark: str,
+    options: BenchmarkOptions,
+    machine: dict[str, Any],
+    doubts: list[str],
+    judged: Sequence[Goal],
+    rounds: list[dict[str, Any]],
+    **measured: Any,
+) -> dict[str, Any]:
+    """A result file's content: what it is, how far it can be believed, what was found, and every round."""
+    return {
+        "benchmark": benchmark,
+        "tiny": options.tiny,
+        "machine": machine,
+        "valid": not doubts,
+        "doubts": doubts,
+        **measured,
+        "goals": [dataclasses.asdict(goal) for goal in judged],
+        "rounds": rounds,
+    }
 
 
 def write_result(name: str, options: BenchmarkOptions, result: dict[str, Any]) -> Path:

@@ -22,9 +22,10 @@ from common import (
     command,
     exit_code,
     machine_facts,
+    medians,
     run_child,
     run_script,
-    spread,
+    unsteady,
     write_result,
 )
 from contender import POLICY, SCENE
@@ -35,7 +36,6 @@ from gamma_runtime.errors import UsageError
 EAGER = "eager"
 CONTENDERS = (EAGER, "onnxruntime", "openvino")
 SAME_SCORE = 1e-4  # the fp32 gate
-MAX_SPREAD = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,11 +120,8 @@ def goals(summaries: dict[str, dict[str, Any]]) -> list[Goal]:
 
 
 def _doubts(rounds: list[dict[str, Any]], summaries: dict[str, dict[str, Any]]) -> list[str]:
-    found = []
+    found = unsteady({name: medians(rounds, name, "ms") for name in CONTENDERS})
     for name in CONTENDERS:
-        moved = spread([_ms(one, name) for one in rounds])
-        if moved > MAX_SPREAD:
-            found.append(f"{name}: the rounds differ by {moved:.0%}; the limit is {MAX_SPREAD:.0%}")
         if summaries[name]["crop_score_difference"] > SAME_SCORE:
             found.append(f"{name}: its scores are others, so its time is not comparable")
     return found

@@ -25,7 +25,7 @@ from common import (
     machine_facts,
     run_child,
     run_script,
-    spread,
+    unsteady,
     write_result,
 )
 
@@ -35,7 +35,6 @@ from gamma_runtime.errors import UsageError
 CONTENDERS = {"one after another": ["--decode-threads", "0"], "overlapped": []}
 PLAIN, OVERLAPPED = CONTENDERS
 SCENE = "natural-quality"
-MAX_SPREAD = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,10 +111,7 @@ def measure(options: Options) -> int:
     doubts = bystanders.doubts()
     machine["share_of_other_programs"] = bystanders.share()
     summaries = {name: _summary(rounds, name) for name in CONTENDERS}
-    for name in CONTENDERS:
-        moved = spread([one[name]["images_per_second"] for one in rounds])
-        if moved > MAX_SPREAD:
-            doubts.append(f"{name}: the rounds differ by {moved:.0%}; the limit is {MAX_SPREAD:.0%}")
+    doubts += unsteady({name: [one[name]["images_per_second"] for one in rounds] for name in CONTENDERS})
     judged = goals(summaries)
     result = {
         "benchmark": f"score_many of {options.photos} JPEG photos, 1 to 4 megapixels, five crops, {SCENE}, fp32",

@@ -163,6 +163,23 @@ def training() -> str:
         f"process of its own, medians of {len(result['rounds'])} interleaved rounds; losses within "
         f"{result['loss_difference']:.0e} of each other):{doubt}\n\n"
         + _table(["way of training", "seconds a step", "times as fast"], rows)
+        + scaling(_load("train_scaling-*.json"))
+    )
+
+
+def scaling(result: dict[str, Any] | None) -> str:
+    """Two processes that train together against one; nothing while that is not measured."""
+    if result is None:
+        return ""
+    machine, seconds = result["machine"], result["seconds_a_step"]
+    rows = [[way, f"{one:.2f} s", f"{seconds['one thread'] / one:.2f}"] for way, one in seconds.items()]
+    doubt = "" if result["valid"] else f" **Not a valid measurement**: {'; '.join(result['doubts'])}."
+    return (
+        f"\n\nThe same batch of {result['batch']}, cached activations, on two processes (DDP over gloo, a thread each) "
+        f"and on one ({machine['cpu']}, {machine['cores']} cores; medians of {len(result['rounds'])} interleaved "
+        f"rounds; losses within {result['loss_difference']:.0e} of each other; exchanging gradients takes "
+        f"{result['exchange_share']:.0%} of a step):{doubt}\n\n"
+        + _table(["processes and threads", "seconds a step", "times as fast"], rows)
     )
 
 

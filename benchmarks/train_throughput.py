@@ -16,21 +16,21 @@ from typing import Any
 
 from common import (
     BenchmarkOptions,
-    Bystanders,
     Goal,
     checkpoint,
     exit_code,
-    machine_facts,
+    loss_gap,
+    medians,
+    result_of,
     run_script,
-    spread,
+    watched,
     write_result,
 )
 
-from gamma_runtime.cli import log, option, out, run_command
+from gamma_runtime.cli import option, out, run_command
 
 WAYS = ("authors", "once", "cached")
 SAME_LOSS = 1e-4  # relative: the ways differ in the order of sums only
-MAX_SPREAD = 0.15
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,36 +42,22 @@ class Options(BenchmarkOptions):
     threads: int | None = option(None, "CPU threads; the library's own choice when left out")
 
 
-def _rounds(options: Options, source: Path) -> list[dict[str, Any]]:
+def _run(options: Options, source: Path, way: str) -> dict[str, Any]:
+    """One way in a process of its own."""
     words: list[str | Path] = ["--checkpoint", source, "--batch", str(options.batch), "--steps", str(options.steps)]
     if options.threads is not None:
         words += ["--threads", str(options.threads)]
-    made = []
-    for index in range(options.rounds):
-        order = WAYS[index % len(WAYS) :] + WAYS[: index % len(WAYS)]
-        made.append({way: json.loads(run_script("train_contender", "--way", way, *words).output) for way in order})
-        log(f"round {index + 1}: " + ", ".join(f"{way} {_seconds(made[-1], way):.2f} s a step" for way in WAYS))
-    return made
-
-
-def _seconds(one: dict[str, Any], way: str) -> float:
-    return float(statistics.median(one[way]["seconds"]))
+    found: dict[str, Any] = json.loads(run_script("train_contender", "--way", way, *words).output)
+    return found
 
 
 def _ratio(rounds: list[dict[str, Any]], slow: str, fast: str) -> float:
-    return statistics.median(_seconds(one, slow) for one in rounds) / statistics.median(
-        _seconds(one, fast) for one in rounds
-    )
+    return statistics.median(medians(rounds, slow)) / statistics.median(medians(rounds, fast))
 
 
 def goals(rounds: list[dict[str, Any]]) -> list[Goal]:
     """The same losses; text once a scene 1.5 times as fast at least (2 expected), the cache 1.05 (1.1 to 1.6)."""
-    gap = max(
-        abs(ours - theirs) / theirs
-        for one in rounds
-        for way in WAYS[1:]
-        for ours, theirs in zip(one[way]["losses"], one["authors"]["losses"], strict=True)
-    )
+    gap = loss_gap(rounds, "authors")
     once, cached = _ratio(rounds, "authors", "once"), _ratio(rounds, "once", "cached")
     return [
         Goal("the same losses", SAME_LOSS, gap, "relative", gap <= SAME_LOSS),
@@ -96,30 +82,21 @@ def paragraph(result: dict[str, Any]) -> str:
 
 def measure(options: Options) -> int:
     """Time a step of training in three ways."""
-    machine = machine_facts()
     source = checkpoint(options)
-    bystanders = Bystanders()
-    rounds = _rounds(options, source)
-    doubts = bystanders.doubts()
-    machine["share_of_other_programs"] = bystanders.share()
-    for way in WAYS:
-        moved = spread([_seconds(one, way) for one in rounds])
-        if moved > MAX_SPREAD:
-            doubts.append(f"{way}: the rounds differ by {moved:.0%}; the limit is {MAX_SPREAD:.0%}")
+    machine, doubts, rounds = watched(WAYS, options.rounds, lambda way: _run(options, source, way))
     judged = goals(rounds)
-    result = {
-        "benchmark": f"a step of training, batch {options.batch}, fp32, one scene",
-        "tiny": options.tiny,
-        "batch": options.batch,
-        "machine": machine,
-        "valid": not doubts,
-        "doubts": doubts,
-        "seconds_a_step": {way: statistics.median(_seconds(one, way) for one in rounds) for way in WAYS},
-        "ratios": {way: _ratio(rounds, "authors", way) for way in WAYS},
-        "loss_difference": judged[0].measured,
-        "goals": [dataclasses.asdict(goal) for goal in judged],
-        "rounds": rounds,
-    }
+    result = result_of(
+        f"a step of training, batch {options.batch}, fp32, one scene",
+        options,
+        machine,
+        doubts,
+        judged,
+        rounds,
+        batch=options.batch,
+        seconds_a_step={way: statistics.median(medians(rounds, way)) for way in WAYS},
+        ratios={way: _ratio(rounds, "authors", way) for way in WAYS},
+        loss_difference=judged[0].measured,
+    )
     write_result("train_throughput", options, result)
     out(paragraph(result))
     return exit_code(options, doubts, judged)

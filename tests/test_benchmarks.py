@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.common import RESULTS, ROOT, Bystanders, run_child
+from benchmarks import tables
+from benchmarks.common import RESULTS, ROOT, Bystanders, in_turn, medians, run_child, unsteady
 from gamma_runtime.errors import EnvironmentFault
 from tests.runtime.engine_bundle import needs_rtx
 
@@ -66,6 +67,25 @@ def test_train_throughput(work: Path) -> None:
     assert result["loss_difference"] < 1e-4
     assert result["goals"][0]["met"]
     assert "a tiny model, which says nothing about speed" in output
+
+
+@pytest.mark.long
+def test_train_scaling(work: Path) -> None:
+    output, result = _run("train_scaling", work, "--steps", "1")
+    [one] = result["rounds"]
+    assert {way: found["threads"] for way, found in one.items()} == {
+        "one thread": 1,
+        "two threads": 2,
+        "two processes": 1,
+    }
+    assert all(len(found["losses"]) == 2 for found in one.values())
+    both = one["two processes"]
+    assert both["processes"] == 2
+    assert result["exchange_share"] == pytest.approx(1 - both["seconds_without_exchange"][0] / both["seconds"][0])
+    assert result["loss_difference"] < 1e-4
+    assert result["goals"][0]["met"]
+    assert "a tiny model, which says nothing about speed" in output
+    assert f"| {both['seconds'][0]:.2f} s |" in tables.scaling(result)
 
 
 @needs_rtx
@@ -125,6 +145,28 @@ def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     fine = {"crop_score_difference": 1e-6, "ratio": 1.1}
     other = {"onnxruntime": {**fine, "ratio": 0.9}, "openvino": {**fine, "crop_score_difference": 1e-3}}
     assert [goal.met for goal in eager.goals(other)] == [True, False, False, True]
+    scaling = importlib.import_module("train_scaling")
+    one, two = {"seconds": [3.0, 3.1, 2.9], "losses": [0.2]}, {"seconds": [1.5, 1.6, 1.7], "losses": [0.2]}
+    for changed, met in (({}, [True, True]), ({"seconds": [2.1]}, [True, False]), ({"losses": [0.201]}, [False, True])):
+        assert [goal.met for goal in scaling.goals([{"one thread": one, "two processes": two | changed}])] == met
+
+
+def test_rounds_that_differ_are_a_doubt() -> None:
+    assert unsteady({"still": [1.0, 1.1, 1.05], "moving": [1.0, 1.3, 1.2]}) == [
+        "moving: the rounds differ by 25%; the limit is 15%"
+    ]
+
+
+def test_contenders_take_turns_in_going_first() -> None:
+    asked: list[str] = []
+
+    def run(name: str) -> dict[str, Any]:
+        asked.append(name)
+        return {"seconds": [len(asked)]}
+
+    rounds = in_turn(["a", "b", "c"], 3, run)
+    assert "".join(asked) == "abcbcacab"
+    assert medians(rounds, "a") == [1, 6, 8]
 
 
 _TWO_CHILDREN = """
