@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gamma_runtime.errors import InputError
-from gamma_training.checkpoint import build_model, read_checkpoint
+from gamma_runtime.steps import Steps
+from gamma_training.checkpoint import build_model, read_checkpoint, write_safetensors
 from gamma_training.data import open_data
 from gamma_training.data.distortions import KINDS
+from gamma_training.dims import GammaDims
+from gamma_training.initialise import scratch_state, smaller
+from gamma_training.model import Gamma, VisionTower
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
 from gamma_training.train import read_config
@@ -91,20 +98,88 @@ def test_all_packaged_photos_are_recognised_by_their_originals(demo: ModuleType,
     assert len(demo.packaged(tmp_path)) == len(listed) == 16
 
 
+def _tower(demo: ModuleType) -> tuple[GammaDims, VisionTower]:
+    """A plain tower of the demo's kind, smaller, with random weights."""
+    torch.manual_seed(5)
+    dims = smaller(demo.small_dims(), width=64, layers=2, first_moae=1)
+    dims = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=2))
+    model = Gamma(dims)
+    model.load_state_dict(scratch_state(dims, 5))
+    return dims, model.clip_model.visual
+
+
+def _normal(dims: GammaDims, crops: Tensor) -> Tensor:
+    return Gamma.normalise(SimpleNamespace(dims=dims, score_level=torch.ones(1)), crops)
+
+
 def test_the_demos_base_knows_the_words_of_the_scenes_and_no_other(demo: ModuleType, tmp_path: Path) -> None:
-    demo.write_base(tmp_path / "base.safetensors", 7)
+    dims, visual = _tower(demo)
+    dims = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=1))
+    state, made, fresh = demo.base_of(visual, dims, 7)
+    write_safetensors(tmp_path / "base.safetensors", state, prompts="sdp", dims=made, fresh=fresh)
     read = read_checkpoint(tmp_path / "base.safetensors")
-    assert read.fresh == frozenset(read.state)
+    assert "clip_model.visual.proj" in read.fresh
+    assert "clip_model.token_embedding.weight" in read.fresh
+    assert not any(".visual." in name and "c_fc" in name for name in read.fresh)
     model = build_model(read)
     with torch.inference_mode():
         text = model.text_features(tokenize(SCENES["plain"].prompts, read.dims.context))
         assert text.isfinite().all()
         with pytest.raises(InputError, match="never learned the word 'product'"):
             model.text_features(tokenize(["bad product photo"], read.dims.context))
-    moae = model.clip_model.visual.transformer.resblocks[-1].mlp
-    assert moae.scale.item() == pytest.approx(0.1)
-    first, second = list(moae.experts.values())[:2]
-    assert not torch.equal(first.c_fc.weight, second.c_fc.weight)
+        crops = model.normalise(torch.randint(256, (2, 224, 224, 3), dtype=torch.uint8))
+        assert torch.equal(model.clip_model.visual.tokens(crops), visual.tokens(crops))  # scale is 0: what was learned
+
+
+def test_all_patches_in_any_order_are_the_tower_itself(demo: ModuleType) -> None:
+    pretext = _recipe("pretext", ROOT)
+    dims, visual = _tower(demo)
+    crops = torch.randint(256, (3, 224, 224, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        some = pretext.some_tokens(visual, dims, crops, 196, torch.Generator().manual_seed(1))
+        whole = visual.ln_post(visual.tokens(_normal(dims, crops)))
+        quarter = pretext.some_tokens(visual, dims, crops, 49, torch.Generator().manual_seed(1))
+    assert some[:, 0] == pytest.approx(whole[:, 0], abs=1e-5)
+    assert some.sum(1) == pytest.approx(whole.sum(1), abs=1e-3)
+    assert quarter.shape == (3, 50, 64)
+    assert quarter[:, 0] != pytest.approx(whole[:, 0], abs=1e-5)
+
+
+def test_the_start_answers_to_detail_with_its_strength(demo: ModuleType) -> None:
+    pretext = _recipe("pretext", ROOT)
+    dims, visual = _tower(demo)
+    noise = np.random.default_rng(2).normal(size=(8, 224, 224, 3))
+    clean = np.clip(128 + 30 * noise, 0, 255).astype(np.uint8)
+    pretext.detail_start(visual, dims, clean)
+
+    def spread(strength: float) -> Tensor:
+        crops = torch.from_numpy(np.clip(128 + strength * noise, 0, 255).astype(np.uint8))
+        return visual.embed(_normal(dims, crops))[:, 1:, : -pretext.CONSTANTS].std((0, 1)).detach()
+
+    with torch.inference_mode():
+        answers = visual.conv1(_normal(dims, torch.from_numpy(clean)))[:, : -pretext.CONSTANTS].std((0, 2, 3))
+    assert answers.numpy() == pytest.approx(np.ones(48), rel=1e-3)
+    assert (spread(30) / spread(15)).median().item() == pytest.approx(2, rel=0.25)  # a LayerNorm alone would give 1
+
+
+def test_a_tower_learns_kinds_and_levels(demo: ModuleType) -> None:
+    pretext = _recipe("pretext", ROOT)
+    dims, visual = _tower(demo)
+    random = np.random.default_rng(4)
+    kind = np.arange(64) % 2
+    level = (np.arange(64) // 2 % 5 / 4).astype(np.float32)
+    noise = random.normal(size=(64, 224, 224, 3)) * (kind * (10 + 60 * level))[:, None, None, None]
+    crops = np.clip(128 + noise, 0, 255).astype(np.uint8)
+
+    def views(index: int, _: int) -> NDArray[np.uint8]:
+        return crops[index]
+
+    views.crops = 1  # type: ignore[attr-defined]
+    pretext.detail_start(visual, dims, crops[kind == 1])
+    labels = pretext.Labels(kind, level, (1 - kind * level).astype(np.float32))
+    how = pretext.Pretext(steps=30, batch=16, keep=16, warmup=5)
+    losses = pretext.pretrain(visual, dims, views, labels, how, Steps())
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
 
 
 def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> None:
@@ -120,8 +195,9 @@ def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> N
         (data / "avt_ai" / f"x__p{number}.jpg").write_bytes(b"x")
     work.mkdir()
     options = study.StudyOptions(data=data, work=work, epochs=2)
-    config = read_config(study.write_config(options))
-    assert (config.epochs, config.out, config.base) == (2, work / "run", work / "base.safetensors")
+    head, config = map(read_config, study.write_configs(options))
+    assert (head.freeze_blocks, head.base) == (12, work / "base.safetensors")
+    assert (config.epochs, config.out, config.base) == (2, work / "run", work / "head" / "best.safetensors")
     sets = [open_data(spec) for spec in config.data]
     assert [one.name for one in sets] == ["biq2021", "avt_ai"]
     assert {sample.scene for sample in sets[1].samples} == {"aigc-quality"}

@@ -68,6 +68,9 @@ class Moae(nn.Module):
         self.gating = Gating(dims.width, dims.experts)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and not self.scale:
+            out: Tensor = self.useful_experts(x)  # as in a base: nothing is added yet
+            return out
         gates = self.gating(x)  # (B, L, E)
         adaptive = torch.zeros_like(x)
         for e, expert in enumerate(self.experts.values()):

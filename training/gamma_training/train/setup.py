@@ -36,7 +36,8 @@ def blocks_of(config: TrainConfig, model: Gamma, fresh: frozenset[str]) -> int:
         raise InputError(f"freeze_blocks: {blocks}, and the vision tower has {tower.layers}")
     if config.trainable == "paper":
         blocks = max(blocks, default)
-    if lost := sorted(name for name in fresh if _before(name, blocks)):
+    # Gates decide nothing where scale is 0, as in a base; where it is not, scale itself is fresh.
+    if lost := sorted(name for name in fresh if _before(name, blocks) and ".mlp.gating." not in name):
         raise InputError(f"freeze_blocks: {blocks} would freeze {lost[0]}, which starts from scratch")
     return blocks
 

@@ -1,0 +1,186 @@
+"""A base for the demo checkpoint, from nothing: a small ViT that tells kinds and levels of distortion apart.
+
+From scratch, opinion-like labels alone teach a ViT nothing in an hour of two cores. Two things do:
+
+* a start from which the strength of fine detail can be read at once (`detail_start`): the patch embedding is a DCT,
+  whitened on clean photos, beside a constant that outweighs it, so that LayerNorm does not divide the strength away;
+* a richer question: which kind, which level, how much is left, asked of the class token and of every patch.
+
+A step sees a random quarter of each crop's patches: four times as many steps in the same time, and never twice the
+same input. The heads that answer are thrown away; the tower becomes a base as a CLIP's would (`gamma_from_clip`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gamma_runtime.steps import Steps
+    from gamma_training.dims import GammaDims
+    from gamma_training.model import VisionTower
+
+__all__ = ["Labels", "Pretext", "detail_start", "pretrain"]
+
+CONSTANTS = 16  # of the width: +-4 whatever the patch, so that LayerNorm's divisor hardly depends on it
+CONSTANT = 4.0
+LUMA_SHARE = 0.6  # of the filters; both chroma axes share the rest
+LOWEST = 36, 10  # filters of the lowest frequencies, luma and each chroma; the others are spread over what is left
+AXES = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # Y, Cb, Cr of R, G, B (ITU-R BT.601)
+WEIGHT_LEVEL, WEIGHT_QUALITY = 5.0, 10.0  # bring the three questions' losses to one size
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Of each sample: kind (0 is clean), level as a share (0 to 1), quality left (0 to 1). Arrays [N]."""
+
+    kind: NDArray[np.int64]
+    level: NDArray[np.float32]
+    quality: NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretext:
+    """How long, how fast: ``keep`` patches of each of ``batch`` crops a step."""
+
+    steps: int = 6000
+    batch: int = 64
+    keep: int = 49
+    lr: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+class Questions(nn.Module):
+    """The three answers, read from a token."""
+
+    def __init__(self, width: int, kinds: int) -> None:
+        super().__init__()
+        self.kind, self.level, self.quality = (nn.Linear(width, count) for count in (kinds, kinds, 1))
+
+    def loss(self, tokens: Tensor, kind: Tensor, level: Tensor, quality: Tensor) -> Tensor:
+        """Of tokens [N, D] against labels [N]; the level is asked of the kind that it is."""
+        levels = self.level(tokens).gather(1, kind[:, None])[:, 0]
+        left = torch.sigmoid(self.quality(tokens))[:, 0]
+        return (
+            F.cross_entropy(self.kind(tokens), kind)
+            + WEIGHT_LEVEL * F.mse_loss(levels, level)
+            + WEIGHT_QUALITY * F.mse_loss(left, quality)
+        )
+
+
+def _spread_frequencies(side: int, count: int, lowest: int, seed: int) -> list[tuple[int, int]]:
+    """``count`` of the DCT's frequency pairs: the lowest, and a random choice of the rest."""
+    pairs = sorted(((u, v) for u in range(side) for v in range(side)), key=lambda pair: (sum(pair), pair))
+    lowest = min(lowest, count // 2)
+    rest = pairs[lowest:]
+    chosen = np.random.default_rng(seed).permutation(len(rest))[: count - lowest]
+    return pairs[:lowest] + [rest[index] for index in sorted(chosen)]
+
+
+def detail_start(visual: VisionTower, dims: GammaDims, clean: NDArray[np.uint8], seed: int = 1) -> None:
+    """Set patch embedding, position table and class embedding; in place.
+
+    Args:
+        visual: the tower.
+        dims: its dimensions.
+        clean: uint8 crops [P, H, W, 3] of undistorted photos; each filter answers to them with standard deviation 1.
+        seed: of the choice of frequencies.
+    """
+    side, width = dims.patch, dims.vision.width
+    index = np.arange(side)
+    dct = np.cos(np.pi * (index[None] + 0.5) * index[:, None] / side) * math.sqrt(2 / side)
+    luma = int((width - CONSTANTS) * LUMA_SHARE)
+    counts = (luma, (width - CONSTANTS - luma) // 2, width - CONSTANTS - luma - (width - CONSTANTS - luma) // 2)
+    filters = np.array(
+        [
+            np.array(axis)[:, None, None] * np.outer(dct[u], dct[v])
+            for axis, count, lowest in zip(AXES, counts, (LOWEST[0], *LOWEST[1:] * 2), strict=True)
+            for u, v in _spread_frequencies(side, count, lowest, seed)
+        ],
+        dtype=np.float32,
+    )
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dims.mean, dims.std))
+    pixels = (torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    weights = torch.from_numpy(filters) * std  # on pixels as they were before normalisation
+    weights /= F.conv2d(pixels, weights, stride=side).std((0, 2, 3)).clamp_min(1e-3)[:, None, None, None]
+    signs = torch.tensor([CONSTANT, -CONSTANT]).repeat(CONSTANTS // 2)
+    with torch.no_grad():
+        visual.conv1.weight.zero_()
+        visual.conv1.weight[: len(weights)] = weights
+        visual.positional_embedding.zero_()
+        visual.positional_embedding[:, -CONSTANTS:] = signs
+        visual.class_embedding.zero_()
+
+
+def some_tokens(visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, random: torch.Generator) -> Tensor:
+    """uint8 crops [B, H, W, 3] -> tokens of the class and ``keep`` random patches of each crop, [B, 1 + keep, D]."""
+    side, grid = dims.patch, dims.image // dims.patch
+    patches = crops.view(len(crops), grid, side, grid, side, 3).transpose(2, 3).reshape(len(crops), grid * grid, -1)
+    chosen = torch.rand((len(crops), grid * grid), generator=random).argsort(1)[:, :keep]
+    rows = torch.arange(len(crops))[:, None]
+    mean, std = torch.tensor(dims.mean), torch.tensor(dims.std)
+    pixels = (patches[rows, chosen].float().view(len(crops), keep, -1, 3) / 255 - mean) / std
+    weights = visual.conv1.weight.permute(0, 2, 3, 1).flatten(1)
+    places = visual.positional_embedding
+    embedded = pixels.flatten(2) @ weights.T + places[1:][chosen]
+    classes = (visual.class_embedding + places[0]).expand(len(crops), 1, -1)
+    return visual.ln_post(visual.transformer(visual.ln_pre(torch.cat([classes, embedded], dim=1))))
+
+
+def pretrain(
+    visual: VisionTower, dims: GammaDims, views: Any, labels: Labels, how: Pretext, steps: Steps
+) -> list[float]:
+    """Train the tower in place.
+
+    Args:
+        visual: as drawn, with `detail_start`.
+        dims: its dimensions.
+        views: ``views(sample, view)`` gives a uint8 crop [H, W, 3]; ``views.crops`` says how many a sample has.
+        labels: of the samples.
+        how: see `Pretext`.
+        steps: progress.
+
+    Returns:
+        The loss of each step.
+    """
+    heads = nn.ModuleDict(
+        {name: Questions(dims.vision.width, int(labels.kind.max()) + 1) for name in ("class", "patch")}
+    )
+    weights = [*visual.named_parameters(), *heads.named_parameters()]
+    decayed = [value for name, value in weights if value.ndim > 1 and "positional" not in name]
+    others = [value for name, value in weights if value.ndim <= 1 or "positional" in name]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay, betas=(0.9, 0.98), fused=True)
+    random, draw = np.random.default_rng(how.seed), torch.Generator().manual_seed(how.seed)
+    kind, level, quality = (torch.from_numpy(value) for value in (labels.kind, labels.level, labels.quality))
+    losses = []
+    visual.train()
+    with steps.step(f"kinds and levels, {how.steps} steps", how.steps) as tick:
+        for step in range(how.steps):
+            factor = min(1.0, (step + 1) / how.warmup) * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+            for group in optimizer.param_groups:
+                group["lr"] = how.lr * factor
+            chosen = random.integers(len(labels.kind), size=how.batch)
+            crops = [views(int(index), int(random.integers(views.crops))) for index in chosen]
+            crops = [crop[:, ::-1] if random.random() < 0.5 else crop for crop in crops]
+            tokens = some_tokens(visual, dims, torch.from_numpy(np.stack(crops)), how.keep, draw)
+            of = torch.from_numpy(chosen)
+            truth = kind[of], level[of], quality[of]
+            each = [value[:, None].expand(-1, how.keep).reshape(-1) for value in truth]
+            loss = heads["class"].loss(tokens[:, 0], *truth) + heads["patch"].loss(tokens[:, 1:].flatten(0, 1), *each)
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_([value for _, value in weights], 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+            tick(1)
+    return losses
