@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gamma_export.photos import packaged_photos
 from gamma_runtime.errors import InputError
 from gamma_runtime.steps import Steps
 from gamma_training.checkpoint import build_model, read_checkpoint, write_safetensors
@@ -176,7 +178,7 @@ def test_a_tower_learns_kinds_and_levels(demo: ModuleType) -> None:
 
     views.crops = 1  # type: ignore[attr-defined]
     pretext.detail_start(visual, dims, crops[kind == 1])
-    labels = pretext.Labels(kind, level, (1 - kind * level).astype(np.float32))
+    labels = _recipe("crops", ROOT).Labels(kind, level, (1 - kind * level).astype(np.float32))
     how = pretext.Pretext(steps=30, batch=16, keep=16, warmup=5)
     losses = pretext.pretrain(visual, dims, views, labels, how, Steps())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
@@ -218,3 +220,23 @@ def test_ridge_finds_what_is_linear_and_shrinks_what_is_noise() -> None:
     weights, constant, _ = ridge.fit_ridge(features, noise)
     unseen = random.normal(size=(300, 40)) * 5 + 5
     assert abs(np.corrcoef(unseen @ weights + constant, random.normal(size=300))[0, 1]) < 0.2  # nothing to be found
+
+
+def test_crops_have_labels_of_their_own_pixels(tmp_path: Path) -> None:
+    crops = _recipe("crops", ROOT)
+    photos = {str(number): path for number, path in enumerate(packaged_photos()[:2])}
+    views, labels = crops.draw_crops(photos, ("gaussian-blur", "impulse-noise"), 8, 3, tmp_path, Steps())
+    assert len(labels.kind) == 2 * 4 * 8
+    assert views(5, 0).shape == (224, 224, 3)
+    assert set(labels.kind) == {0, 1, 2}
+    clean = labels.kind == 0
+    assert (labels.level[clean] == 0).all()
+    assert (labels.quality[clean] == 1).all()
+    assert set(np.rint(labels.level[~clean] * 5)) == {1, 2, 3, 4, 5}
+    strong, slight = (labels.quality[~clean & (labels.level == level)].mean() for level in (1, np.float32(0.2)))
+    assert strong < slight < 1
+    alone = [(cv2.absdiff(views(n, 0), cv2.medianBlur(views(n, 0), 3)) > 60).mean() for n in range(64)]
+    assert np.corrcoef(alone, (labels.kind == 2) * labels.level)[0, 1] > 0.8  # the pixels are what the label says
+    again, same = crops.draw_crops(photos, (), 0, 0, tmp_path, Steps())
+    assert (same.quality == labels.quality).all()
+    assert np.array_equal(again(7, 0), views(7, 0))

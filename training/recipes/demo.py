@@ -15,7 +15,6 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,17 +24,14 @@ from gamma_runtime.cli import CommonOptions, log, option, out, run_command
 from gamma_runtime.errors import EXIT_OK
 from gamma_runtime.files import hash_file, write_atomically
 from gamma_runtime.steps import Steps
-from gamma_training.data.distortions import LEVEL_COUNT
-from gamma_training.train import CacheSpec
 
 if TYPE_CHECKING:
-    from pretext import Labels, Pretext
+    from pretext import Pretext
     from torch import Tensor
 
-    from gamma_training.data import Sample
+    from gamma_training.data import DataSpec
     from gamma_training.dims import GammaDims
     from gamma_training.model import VisionTower
-    from gamma_training.train import TrainConfig
 
 NATURAL = "natural-quality"
 KINDS = (
@@ -67,6 +63,8 @@ WEIGHTS: dict[str, dict[str, float]] = {
         "impulse-noise": 0.4,
     },
 }
+CROPS = 50  # of a photo at each size, for the base
+CLEAN = 400  # of them that say what is usual
 NATURAL_SHARE = 0.4  # of the training samples; the rest is shared by the other scenes
 VAL_SAMPLES = 600
 
@@ -186,50 +184,40 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     return *compact_tokens(state, whole, prompts), fresh
 
 
-def labels_of(samples: Sequence[Sample], table: Path) -> Labels:
-    """Kind, level and quality of samples, from the table of ``gamma-train make-data``."""
-    from pretext import Labels
+def write_base(path: Path, photos: Path, data: DataSpec, how: Pretext, steps: Steps) -> None:
+    """Draw a tower, let it learn kinds and levels on photos of the train split, and write the base of the run.
 
-    with table.open(newline="", encoding="utf-8") as stream:
-        rows = {Path(row["path"]).name: row for row in csv.DictReader(stream)}
-    own = [rows[Path(sample.path).name] for sample in samples]
-    kinds = ("clean", *KINDS)
-    return Labels(
-        np.array([kinds.index(row["kind"]) for row in own]),
-        np.array([int(row["level"]) / LEVEL_COUNT for row in own], dtype=np.float32),
-        np.array([float(row["metric"]) for row in own], dtype=np.float32),
-    )
-
-
-def write_base(path: Path, config: TrainConfig, table: Path, how: Pretext, steps: Steps) -> None:
-    """Draw a tower, let it learn kinds and levels, and write the base that the run starts from."""
-    import torch
+    Args:
+        path: of the base; the crops that it learned from stay beside it.
+        photos: the clean ones.
+        data: the synthetic set; its seed decides the split.
+        how: see `Pretext`.
+        steps: progress.
+    """
+    from crops import draw_crops
     from pretext import detail_start, pretrain
 
     from gamma_training.checkpoint import write_safetensors
-    from gamma_training.dims import TowerDims
+    from gamma_training.data.splits import split_of
+    from gamma_training.data.synthetic import clean_photos
     from gamma_training.initialise import scratch_state
     from gamma_training.model import Gamma
-    from gamma_training.train.cache import open_cache
-    from gamma_training.train.distributed import Group
-    from gamma_training.train.photos import open_photos
 
+    shown = packaged(photos)
+    learned = {
+        content: place
+        for content, place in clean_photos(photos).items()
+        if content not in shown and split_of(data.seed, content) == "train"
+    }
+    views, labels = draw_crops(learned, KINDS, CROPS, how.seed, path.parent, steps)
     dims = small_dims()
-    plain: TowerDims = dataclasses.replace(dims.vision, first_moae=dims.vision.layers)
-    model = Gamma(dataclasses.replace(dims, vision=plain))
-    model.load_state_dict(scratch_state(model.dims, how.seed))
-    photos, alone = open_photos(config, "sdp", steps), Group(0, 1, torch.device("cpu"))
-    spec, workers = config.cache or CacheSpec(), config.workers
-    config.out.mkdir(parents=True, exist_ok=True)
-    views = open_cache(
-        config.out, spec, model, 0, photos.train, photos.short_side,
-        seed=config.seed, workers=workers, group=alone, steps=steps,
-    )  # fmt: skip
-    labels = labels_of(photos.train, table)
-    clean = np.flatnonzero(labels.kind == 0)
+    plain = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=dims.vision.layers))
+    model = Gamma(plain)
+    model.load_state_dict(scratch_state(plain, how.seed))
     visual = model.clip_model.visual
-    detail_start(visual, model.dims, np.stack([views(int(index), 0) for index in clean]))
-    pretrain(visual, model.dims, views, labels, how, steps)
+    clean = np.flatnonzero(labels.kind == 0)[:CLEAN]
+    detail_start(visual, plain, np.stack([views(int(index), 0) for index in clean]))
+    pretrain(visual, plain, views, labels, how, steps)
     state, made, fresh = base_of(visual, dims, how.seed)
     write_safetensors(path, state, prompts="sdp", label="untrained experts and head", dims=made, fresh=fresh)
 
@@ -247,8 +235,9 @@ def demo(options: DemoOptions) -> int:
     steps = Steps(options.quiet)
     options.work.mkdir(parents=True, exist_ok=True)
     data = options.work / "set"
+    spec = DataSpec(synthetic=options.photos, kinds=KINDS)
     if not (data / TABLE).is_file():
-        make_set(DataSpec(synthetic=options.photos, kinds=KINDS), data, steps)
+        make_set(spec, data, steps)
     table, base, path = data / "scenes.csv", options.work / "base.safetensors", options.work / "demo.yaml"
     write_table(data / TABLE, table, packaged(options.photos))
     content = {**RECIPE, "out": "run", "base": base.name, "epochs": options.epochs, "seed": options.seed % 1000}
@@ -259,7 +248,7 @@ def demo(options: DemoOptions) -> int:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     config = read_config(path)
     if not base.is_file():
-        write_base(base, config, data / TABLE, Pretext(steps=options.steps, seed=options.seed), steps)
+        write_base(base, options.photos, spec, Pretext(steps=options.steps, seed=options.seed), steps)
     train(config, resume=True, steps=steps)
     best = options.work / "run" / BEST
     if options.install:

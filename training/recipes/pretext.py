@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from crops import Crops, Labels
+
     from gamma_runtime.steps import Steps
     from gamma_training.dims import GammaDims
     from gamma_training.model import VisionTower
 
-__all__ = ["Labels", "Pretext", "detail_start", "pretrain"]
+__all__ = ["Pretext", "detail_start", "pretrain"]
 
 CONSTANTS = 16  # of the width: +-4 whatever the patch, so that LayerNorm's divisor hardly depends on it
 CONSTANT = 4.0
@@ -35,15 +37,6 @@ LUMA_SHARE = 0.6  # of the filters; both chroma axes share the rest
 LOWEST = 36, 10  # filters of the lowest frequencies, luma and each chroma; the others are spread over what is left
 AXES = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # Y, Cb, Cr of R, G, B (ITU-R BT.601)
 WEIGHT_LEVEL, WEIGHT_QUALITY = 5.0, 10.0  # bring the three questions' losses to one size
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """Of each sample: kind (0 is clean), level as a share (0 to 1), quality left (0 to 1). Arrays [N]."""
-
-    kind: NDArray[np.int64]
-    level: NDArray[np.float32]
-    quality: NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +130,7 @@ def some_tokens(visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, 
 
 
 def pretrain(
-    visual: VisionTower, dims: GammaDims, views: Any, labels: Labels, how: Pretext, steps: Steps
+    visual: VisionTower, dims: GammaDims, views: Crops, labels: Labels, how: Pretext, steps: Steps
 ) -> list[float]:
     """Train the tower in place.
 

@@ -1,0 +1,108 @@
+"""Labelled crops for the demo's base: pieces of clean photos at several sizes, distorted, each with its own labels.
+
+The labels of a set are those of whole photos; a crop of sky in a blurred photo has lost nothing. Here kind, level and
+quality are those of the very pixels, and a photo is seen at several sizes: more to learn from the same few photos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gamma_runtime.contract import CROP
+from gamma_runtime.files import write_atomically
+from gamma_runtime.prefetch import prefetched
+from gamma_runtime.steps import Steps
+from gamma_training.data.distortions import LEVEL_COUNT, Distortion, apply
+from gamma_training.data.metric import quality
+from gamma_training.data.pixels import read_photo
+
+__all__ = ["Crops", "Labels", "draw_crops"]
+
+Pixels: TypeAlias = NDArray[np.uint8]
+SIZES = (288, 384, 512, 640)  # short sides in pixels; a photo is never enlarged
+MARGIN = 24  # pixels that are distorted around a crop: JPEG's grid and a blur's edge are not the crop's
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Of each sample: kind (0 is clean), level as a share (0 to 1), quality left (0 to 1). Arrays [N]."""
+
+    kind: NDArray[np.int64]
+    level: NDArray[np.float32]
+    quality: NDArray[np.float32]
+
+
+class Crops:
+    """One crop a sample: uint8 ``[N, 224, 224, 3]``."""
+
+    crops = 1
+
+    def __init__(self, pixels: Pixels) -> None:
+        self._pixels = pixels
+
+    def __call__(self, index: int, _view: int) -> Pixels:
+        """The crop of a sample."""
+        return np.asarray(self._pixels[index])
+
+
+def draw_crops(
+    photos: Mapping[str, Path], kinds: Sequence[str], each: int, seed: int, folder: Path, steps: Steps
+) -> tuple[Crops, Labels]:
+    """Draw the crops, or find them in the folder.
+
+    Args:
+        photos: clean photos by content.
+        kinds: of distortion; as many crops are clean as have one of them.
+        each: crops of a photo at one size.
+        seed: of everything that is drawn.
+        folder: for ``crops.npy`` and ``crops.json``, gigabytes.
+        steps: progress.
+    """
+    pixels_file, labels_file = folder / "crops.npy", folder / "crops.json"
+    if not labels_file.is_file():
+        jobs = [(number, size) for number in range(len(photos)) for size in SIZES]
+        paths = list(photos.values())
+
+        def work(job: tuple[int, int]) -> list[tuple[Pixels, tuple[int, float, float]]]:
+            return list(_crops_of(read_photo(paths[job[0]], job[1]), kinds, each, [seed, *job]))
+
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (len(jobs) * each, CROP, CROP, 3)
+        pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
+        rows: list[tuple[int, float, float]] = []
+        with steps.step(f"{len(jobs) * each} labelled crops of {len(photos)} photos", len(jobs)) as tick:
+            for _, made in prefetched(work, iter(jobs), 2, 4):
+                for crop, row in made:
+                    pixels[len(rows)] = crop
+                    rows.append(row)
+                tick(1)
+        pixels.flush()
+        write_atomically(labels_file, json.dumps(rows).encode())
+    values = np.array(json.loads(labels_file.read_bytes()))
+    labels = Labels(values[:, 0].astype(np.int64), values[:, 1].astype(np.float32), values[:, 2].astype(np.float32))
+    return Crops(np.load(pixels_file, mmap_mode="r")), labels
+
+
+def _crops_of(
+    photo: Pixels, kinds: Sequence[str], each: int, seed: list[int]
+) -> Iterator[tuple[Pixels, tuple[int, float, float]]]:
+    random = np.random.default_rng(seed)
+    height, width = photo.shape[:2]
+    side = min(CROP + 2 * MARGIN, height, width)
+    for _ in range(each):
+        top, left = (int(random.integers(room - side + 1)) for room in (height, width))
+        clean = photo[top : top + side, left : left + side]
+        clean = np.ascontiguousarray(clean[:, ::-1] if random.random() < 0.5 else clean)
+        kind, level = int(random.integers(len(kinds) + 1)), int(random.integers(LEVEL_COUNT)) + 1
+        own = int(random.integers(2**63))
+        worse = apply(clean, Distortion(kinds[kind - 1], level, own)) if kind else clean
+        inside = tuple(slice(start, start + CROP) for start in random.integers(side - CROP + 1, size=2))
+        left_over = quality(np.ascontiguousarray(clean[inside]), np.ascontiguousarray(worse[inside])) if kind else 1.0
+        yield worse[inside], (kind, level / LEVEL_COUNT if kind else 0.0, left_over)
