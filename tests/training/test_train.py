@@ -18,11 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from gamma_runtime.errors import InputError, IntegrityError, UsageError
+from gamma_runtime.steps import Steps
 from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.data import Sample
 from gamma_training.dims import is_trained
 from gamma_training.train import TrainReport, read_config, train
-from gamma_training.train.validate import summary
+from gamma_training.train.validate import merit, summary
 from tests.training import tiny, train_runs
 
 
@@ -300,3 +301,35 @@ def test_a_small_file_with_an_endless_value_is_told_in_a_line(tmp_path: Path) ->
     with pytest.raises(InputError) as caught:
         read_config(path)
     assert len(str(caught.value)) < 1000
+
+
+def test_without_a_correlation_the_smaller_error_is_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = train_runs.photos(tmp_path)
+    rows = table.read_text().splitlines()
+    table.write_text("\n".join(row.replace(",val,", ",train,") if row[:2] in ("10", "11") else row for row in rows))
+    train_runs.base(tmp_path)
+    config = read_config(train_runs.config(tmp_path, epochs=6, patience=1))
+    report = train(config, steps=Steps(quiet=False))
+    assert report is not None
+    assert "fewer than 3 validation photos have no SRCC: mos has 1; the best epoch is chosen by the error" in (
+        capsys.readouterr().err
+    )
+    history = json.loads((tmp_path / "run" / "report.json").read_text())["history"]
+    errors = [row["validation"]["mean"]["rmse"] for row in history]
+    assert errors[1] < errors[0]  # patience did not end the run behind the first epoch
+    assert report.validation is not None
+    assert report.validation["mean"]["rmse"] == min(errors)
+
+
+def test_any_correlation_is_above_none() -> None:
+    none, low, high = ({"mean": {"srcc": srcc, "rmse": 0.1}} for srcc in (math.nan, -0.5, 0.5))
+    assert merit(none) < merit(low) < merit(high)
+    assert merit({"mean": {"srcc": math.nan, "rmse": 0.2}}) < merit(none)
+
+
+def test_patience_without_validation_photos_is_refused(tmp_path: Path) -> None:
+    table = train_runs.photos(tmp_path)
+    table.write_text(table.read_text().replace(",val,", ",train,"))
+    train_runs.base(tmp_path)
+    with pytest.raises(InputError, match="patience: 2, and there is no validation photo"):
+        run(tmp_path, "run", patience=2)

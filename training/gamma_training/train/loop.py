@@ -95,6 +95,7 @@ class _Run:
         from gamma_training.train.objective import Objective
         from gamma_training.train.photos import open_photos
         from gamma_training.train.setup import Average, blocks_of, make_optimizer, mark_trained, scaler_for
+        from gamma_training.train.validate import doubt_of
 
         if config.batch % (group.size * config.accumulate):
             raise UsageError(
@@ -105,6 +106,8 @@ class _Run:
             self.source: Checkpoint = read_checkpoint(config.base, prompts=config.prompts, licence=config.licence)
             self.model = build_model(self.source).to(group.device)
         self.photos = open_photos(config, self.source.prompts, steps)
+        if doubt := doubt_of(config, self.photos):
+            steps.say(doubt)
         fresh = self.source.fresh
         self.blocks = blocks_of(config, self.model, fresh)
         self.weights = mark_trained(config, self.model, self.blocks, fresh)
@@ -307,9 +310,12 @@ class _Run:
 
     def _keep(self, row: dict[str, Any]) -> None:
         """History, log, and the checkpoints: the last one always, the best one when this is it."""
+        from gamma_training.train.validate import merit
+
         progress = self.progress
         judged = row.get("validation")
-        better = judged is not None and (progress.best is None or _srcc(judged) > _srcc(progress.best["validation"]))
+        best = progress.best["validation"] if progress.best else None
+        better = judged is not None and (best is None or merit(judged) > merit(best))
         progress.since_best = 0 if better else progress.since_best + (judged is not None)
         if better or (judged is None and not self.photos.val):
             progress.best = row
@@ -322,7 +328,7 @@ class _Run:
                 self._write(BEST)
         for name, value in (judged or {}).get("mean", {}).items():
             self.board.scalar(f"validation/{name}", value, progress.epoch)
-        text = f", validation SRCC {judged['mean']['srcc']:.4f}" if judged else ""
+        text = f", validation SRCC {judged['mean']['srcc']:.4f}, RMSE {judged['mean']['rmse']:.4f}" if judged else ""
         self.steps.say(f"epoch {row['epoch']}: loss {row['loss']:.5f}{text}{' (best)' if better else ''}")
 
     def _load_best(self) -> None:
@@ -356,11 +362,6 @@ class _Run:
         write_report(self.config, made, progress, self.model, self.photos)
         self.board.close()
         return made
-
-
-def _srcc(judged: dict[str, Any]) -> float:
-    value = float(judged["mean"]["srcc"])
-    return value if math.isfinite(value) else -2.0
 
 
 def _mean(values: list[float]) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gamma_runtime.errors import InputError
 from gamma_training.evaluate import Protocol, score_samples
 from gamma_training.judges import JudgeOptions, TorchJudge
 from gamma_training.metrics import bootstrap, correlations
@@ -17,13 +18,44 @@ if TYPE_CHECKING:
     from gamma_runtime.steps import Steps
     from gamma_training.data import Sample
     from gamma_training.model import Gamma
+    from gamma_training.train.config import TrainConfig
     from gamma_training.train.distributed import Group
     from gamma_training.train.photos import Photos
 
-__all__ = ["score_photos", "summary"]
+__all__ = ["doubt_of", "merit", "score_photos", "summary"]
 
+_CORRELATED = 3  # photos that have a rank correlation at least
 _CROPS = "five"
 _CROPS_AT_ONCE = 40
+
+
+def merit(judged: dict[str, dict[str, Any]]) -> tuple[bool, float]:
+    """What the best epoch has most of: mean SRCC; where no set has one, less error, and any SRCC is above none."""
+    srcc, rmse = float(judged["mean"]["srcc"]), float(judged["mean"]["rmse"])
+    return (True, srcc) if math.isfinite(srcc) else (False, -rmse)
+
+
+def doubt_of(config: TrainConfig, photos: Photos) -> str | None:
+    """What the validation photos are too few for, in a sentence; None where every set has enough.
+
+    Raises:
+        InputError: ``patience`` without a validation photo would wait for ever.
+    """
+    if not photos.val:
+        if config.patience is not None:
+            raise InputError(
+                f"patience: {config.patience}, and there is no validation photo to judge an epoch by",
+                hint="a larger validation (the share of the training photos), a split column, or no patience",
+            )
+        return "no validation photos: the last epoch is kept as the best one"
+    counts = {sample.dataset: 0 for sample in (*photos.train, *photos.val)}
+    for sample in photos.val:
+        counts[sample.dataset] += 1
+    few = [f"{name} has {count}" for name, count in counts.items() if count < _CORRELATED]
+    if not few:
+        return None
+    how = "by the other sets" if len(few) < len(counts) else "by the error (RMSE)"
+    return f"fewer than {_CORRELATED} validation photos have no SRCC: {', '.join(few)}; the best epoch is chosen {how}"
 
 
 def score_photos(
