@@ -235,10 +235,12 @@ def test_validation_photos_are_taken_from_the_training_photos(tmp_path: Path) ->
 
 
 def test_every_set_is_judged_in_validation(tmp_path: Path) -> None:
-    table = train_runs.photos(tmp_path, count=40)
-    (tmp_path / "other.csv").write_text(table.read_text().replace(",val,", ",train,"))
+    train_runs.photos(tmp_path, count=40)
+    (tmp_path / "more").mkdir()
+    table = train_runs.photos(tmp_path / "more", count=40).rename(tmp_path / "more" / "other.csv")
+    table.write_text(table.read_text().replace(",val,", ",train,"))
     train_runs.base(tmp_path)
-    data = [{"table": name, "range": [0, 1], "scene": "natural-quality"} for name in ("mos.csv", "other.csv")]
+    data = [{"table": name, "range": [0, 1], "scene": "natural-quality"} for name in ("mos.csv", "more/other.csv")]
     run(tmp_path, "run", validation=0.3, epochs=1, data=data)
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["validation"]["mos"]["photos"] == 3  # its own val split, and nothing of its training photos

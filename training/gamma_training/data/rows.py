@@ -24,7 +24,7 @@ _SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One label: the photo's path as the table has it, and what else the table says; ``content`` groups copies."""
+    """One label: the photo's path in its plainest spelling, and what else the table says; ``content`` groups copies."""
 
     path: str
     mos: float
@@ -127,7 +127,7 @@ def read_table(path: Path, photo: str = "path", label: str = "mos") -> list[Row]
     seen: dict[str, int] = {}
     for line, cells in records(path, (photo, label)):
         where = f"{path}:{line}"
-        name = cells[photo]
+        name = _plain(cells[photo])
         if name in seen:
             raise InputError(f"{where}: {printable(name[:200])} is also on line {seen[name]}")
         seen[name] = line
@@ -143,6 +143,11 @@ def read_table(path: Path, photo: str = "path", label: str = "mos") -> list[Row]
     if not rows:
         raise InputError(f"{path}: no rows under the header")
     return rows
+
+
+def _plain(text: str) -> str:
+    """One spelling of a path: ``./a.png`` is ``a.png``. What is no path stays as it is; `inside` says so."""
+    return text if not text or "\0" in text else os.path.normpath(text)
 
 
 def _split(text: str, where: str) -> Split | None:

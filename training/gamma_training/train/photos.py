@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -54,13 +55,20 @@ def open_photos(config: TrainConfig, prompts: str, steps: Steps) -> Photos:
     """Read every set of the configuration; one without a val split gives some of its training photos.
 
     Raises:
-        InputError: a set cannot be read, an unknown scene, or no photo to train on.
+        InputError: a set cannot be read, two have one name, a photo is both learned from and judged, an unknown
+            scene, or no photo to train on.
     """
     user = load_scenes(config.scene_file) if config.scene_file else []
     known = {**SCENES, **{scene.name: scene for scene in user}}
     samples: list[Sample] = []
+    names: set[str] = set()
     for spec in config.data:
-        samples += _with_val(open_data(spec, steps).samples, config)
+        found = open_data(spec, steps)
+        if found.name in names:
+            raise InputError(f"data: two entries are called {found.name}", hint="give one of them another name:")
+        names.add(found.name)
+        samples += _with_val(found.samples, config)
+    _refuse_straddling(samples)
     if prompts == "plain":
         samples = [dataclasses.replace(sample, scene="plain") for sample in samples]
     if odd := sorted({sample.scene for sample in samples} - set(known)):
@@ -72,6 +80,21 @@ def open_photos(config: TrainConfig, prompts: str, steps: Steps) -> Photos:
     test = [sample for sample in samples if sample.split == "test"]
     scenes = {name: known[name] for name in known if any(sample.scene == name for sample in samples)}
     return Photos(tuple(train), tuple(val), tuple(test), scenes, config.native)
+
+
+def _refuse_straddling(samples: Sequence[Sample]) -> None:
+    """Within a set `open_data` has seen to it; here the same file may have come in by two sets, or by a link."""
+    files = [
+        (os.path.realpath(one.path), one)
+        for one in {(sample.path, sample.split): sample for sample in samples}.values()
+    ]
+    learned = {real: one for real, one in files if one.split == "train"}
+    for real, one in files:
+        if one.split != "train" and (other := learned.get(real)):
+            raise InputError(
+                f"data: {one.path} is in split {one.split} of {one.dataset} and in split train of {other.dataset}",
+                hint="it would be judged from memory: give it one split in both, or leave it out of one",
+            )
 
 
 def _with_val(samples: Sequence[Sample], config: TrainConfig) -> list[Sample]:

@@ -1,0 +1,64 @@
+"""Which photos a run learns from and is judged by, and what it refuses before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from gamma_runtime.errors import InputError
+from gamma_runtime.steps import Steps
+from gamma_training.data import DataSpec
+from gamma_training.train import TrainConfig
+from gamma_training.train.photos import Photos, open_photos
+from tests.training import photos
+
+
+def table(folder: Path, name: str, *rows: str) -> DataSpec:
+    path = folder / f"{name}.csv"
+    path.write_text("\n".join(["path,mos,split", *rows]) + "\n")
+    return DataSpec(table=path, range=(0.0, 1.0))
+
+
+def opened(*specs: DataSpec) -> Photos:
+    config = TrainConfig(out=Path("out"), base=Path("base"), data=specs, batch=1, validation=0.0)
+    return open_photos(config, "sdp", Steps())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return photos.folder_of(tmp_path, 3)
+
+
+def test_a_photo_in_train_of_one_set_and_in_test_of_another_is_refused(folder: Path) -> None:
+    one = table(folder, "one", "photo0.png,0.5,train", "photo1.png,0.5,test")
+    message = r"photo1\.png is in split test of one and in split train of two"
+    with pytest.raises(InputError, match=message):
+        opened(one, table(folder, "two", "photo1.png,0.5,train"))
+    assert len(opened(one, table(folder, "two", "photo1.png,0.5,test")).test) == 2
+    assert len(opened(one, table(folder, "two", "photo0.png,0.5,train")).train) == 2
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_link_is_the_photo_that_it_leads_to(folder: Path, split: str) -> None:
+    (folder / "link.png").symlink_to("photo0.png")
+    with pytest.raises(InputError, match=rf"link\.png is in split {split} of one and in split train of one"):
+        opened(table(folder, "one", "photo0.png,0.5,train", f"link.png,0.5,{split}"))
+
+
+@pytest.mark.parametrize("spelling", ["./photo0.png", "photo0.png/", ".//photo0.png", "x/../photo0.png"])
+def test_another_spelling_is_the_same_row(folder: Path, spelling: str) -> None:
+    with pytest.raises(InputError, match=r"one\.csv:3: photo0\.png is also on line 2"):
+        opened(table(folder, "one", "photo0.png,0.5,train", f"{spelling},0.5,test"))
+
+
+def test_two_entries_of_one_name_are_refused(folder: Path) -> None:
+    (folder / "more").mkdir()
+    one = table(folder, "one", "photo0.png,0.5,train")
+    again = dataclasses.replace(table(folder / "more", "one", "photo1.png,0.5,train"), root=folder)
+    with pytest.raises(InputError, match="two entries are called one") as caught:
+        opened(one, again)
+    assert caught.value.hint == "give one of them another name:"
+    named = opened(one, dataclasses.replace(again, name="two"))
+    assert {sample.dataset for sample in named.train} == {"one", "two"}
