@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from gamma_training.checkpoint import Checkpoint
+    from gamma_training.train.cache import Cache
 
 __all__ = ["BEST", "LAST", "STATE", "TrainReport", "train"]
 
@@ -90,7 +91,6 @@ class _Run:
 
     def __init__(self, config: TrainConfig, group: Group, steps: Steps) -> None:
         from gamma_training.checkpoint import build_model, read_checkpoint
-        from gamma_training.train.cache import open_cache
         from gamma_training.train.logs import Board
         from gamma_training.train.objective import Objective
         from gamma_training.train.photos import open_photos
@@ -114,20 +114,7 @@ class _Run:
         self.optimizer = make_optimizer(config, self.weights, fresh)
         self.scaler = scaler_for(config, group)
         self.average = Average(self.weights, config.ema) if config.ema else None
-        self.cache = None
-        if config.cache is not None:
-            self.cache = open_cache(
-                config.out,
-                config.cache,
-                self.model,
-                self.blocks,
-                self.photos.train,
-                self.photos.short_side,
-                seed=config.seed,
-                workers=config.workers,
-                group=group,
-                steps=steps,
-            )
+        self.cache: Cache | None = None
         self.objective: torch.nn.Module = Objective(self.model, self.blocks)
         if group.size > 1:
             from torch.nn.parallel import DistributedDataParallel
@@ -136,6 +123,8 @@ class _Run:
         self.progress = Progress()
         self.board = Board(config.out) if group.leads else Board(None)
         self._prompts = self._tokenize()
+        photos = self.photos.digest
+        self._keys = {"config": config.digest, "set of photos and scenes": photos, "base": self.source.sha256}
 
     def _tokenize(self) -> dict[str, torch.Tensor]:
         from gamma_training.tokens import tokenize
@@ -144,10 +133,6 @@ class _Run:
         return {name: tokenize(scene.prompts, context) for name, scene in self.photos.scenes.items()}
 
     # State.
-
-    @property
-    def _keys(self) -> dict[str, str]:
-        return {"config": self.config.digest, "photos": self.photos.digest, "base": self.source.sha256}
 
     def resume(self) -> None:
         """Go on where the state file says."""
@@ -183,6 +168,8 @@ class _Run:
     def epochs(self) -> None:
         """What is left of the run."""
         progress, config = self.progress, self.config
+        if not progress.finished:
+            self._begin()
         while not progress.finished:
             begin = time.monotonic()
             self._epoch()
@@ -195,6 +182,28 @@ class _Run:
             out_of_patience = config.patience is not None and progress.since_best >= config.patience
             progress.finished = progress.epoch >= config.epochs or out_of_patience
             self.save()
+
+    def _begin(self) -> None:
+        """A new run looks at its photos first; a resumed one did."""
+        from gamma_training.train.cache import open_cache
+        from gamma_training.train.unusable import refuse_unusable
+
+        config, photos = self.config, self.photos
+        if not self.progress.losses:
+            refuse_unusable(photos, self.group, config.workers, self.steps)
+        if config.cache is not None:
+            self.cache = open_cache(
+                config.out,
+                config.cache,
+                self.model,
+                self.blocks,
+                photos.train,
+                photos.short_side,
+                seed=config.seed,
+                workers=config.workers,
+                group=self.group,
+                steps=self.steps,
+            )
 
     @property
     def steps_an_epoch(self) -> int:

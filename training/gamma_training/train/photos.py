@@ -42,13 +42,15 @@ class Photos:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what is learned from: photos, targets, scenes and splits."""
-        rows = [
-            [str(s.path), s.target, s.scene, s.split, s.dataset, repr(s.distortion), s.short_side]
-            for part in (self.train, self.val, self.test)
-            for s in part
-        ]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+        """SHA-256 over what is learned from and chosen by: photos, targets, splits, and the scenes with their prompts.
+
+        Test photos are not among them: one that turns out to be damaged may be left out of a run that goes on.
+        """
+        chosen = (*self.train, *self.val)
+        rows = [[str(s.path), s.target, s.scene, s.split, s.dataset, repr(s.distortion), s.short_side] for s in chosen]
+        used = [self.scenes[name] for name in sorted({s.scene for s in chosen})]
+        scenes = [[scene.name, scene.prompts, scene.short_side] for scene in used]
+        return hashlib.sha256(json.dumps([rows, scenes]).encode()).hexdigest()
 
 
 def open_photos(config: TrainConfig, prompts: str, steps: Steps) -> Photos:
@@ -78,7 +80,8 @@ def open_photos(config: TrainConfig, prompts: str, steps: Steps) -> Photos:
     if len(train) < config.batch:
         raise InputError(f"data: {len(train)} photos to train on, fewer than a batch of {config.batch}")
     test = [sample for sample in samples if sample.split == "test"]
-    scenes = {name: known[name] for name in known if any(sample.scene == name for sample in samples)}
+    used = {sample.scene for sample in samples}
+    scenes = {name: known[name] for name in known if name in used}
     return Photos(tuple(train), tuple(val), tuple(test), scenes, config.native)
 
 

@@ -109,7 +109,7 @@ def save_state(
 
     Args:
         path: of the file.
-        keys: digests of configuration, photos and base; a run is resumed only with the same.
+        keys: digests of configuration, photos with their scenes, and base; a run is resumed only with the same.
         progress: where the run stands.
         weights: the trained tensors by name.
         optimizer: Adam over exactly these.

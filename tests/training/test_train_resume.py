@@ -1,0 +1,100 @@
+"""A run that goes on: only as it was begun, and what is looked at before its first step."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from gamma_runtime.errors import InputError
+from gamma_training.train import TrainReport, read_config, train
+from tests.training import train_runs
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    train_runs.photos(tmp_path)
+    train_runs.base(tmp_path)
+    return tmp_path
+
+
+def run(folder: Path, name: str = "run", *, resume: bool = False, **settings: Any) -> TrainReport:
+    report = train(read_config(train_runs.config(folder, name, **{"epochs": 1} | settings)), resume=resume)
+    assert report is not None
+    return report
+
+
+def test_a_finished_run_needs_no_cache_to_be_judged_again(folder: Path) -> None:
+    first = run(folder, cache={"crops": 1})
+    [views] = (folder / "run").glob("views-*.npy")
+    views.unlink()
+    again = run(folder, cache={"crops": 1}, resume=True)
+    assert first.test is not None
+    assert again.test is not None
+    assert again.test["mean"]["rmse"] == first.test["mean"]["rmse"]
+    assert not list((folder / "run").glob("views-*.npy"))
+
+
+def test_an_edited_scene_is_another_run(folder: Path) -> None:
+    def scene(last: str, short_side: int = 224) -> str:
+        prompts = ["bad thing", "poor thing", "fair thing", "good thing", last]
+        return json.dumps({"name": "things", "prompts": prompts, "short_side": short_side})
+
+    settings = {"scene_file": "scenes.yaml"}
+    table, path = folder / "mos.csv", folder / "scenes.yaml"
+    table.write_text(table.read_text().replace("face-quality", "things"))
+    path.write_text(scene("fine thing"))
+    run(folder, **settings)
+    for edited in (scene("splendid thing"), scene("fine thing", 232)):
+        path.write_text(edited)
+        with pytest.raises(InputError, match="begun with another set of photos and scenes"):
+            run(folder, resume=True, **settings)
+    path.write_text(scene("fine thing"))
+    run(folder, resume=True, **settings)
+
+
+def spoiled(photo: Path) -> bytes:
+    """A PNG whose header and checksums are right, and whose compressed data are not."""
+    content = bytearray(photo.read_bytes())
+    start = content.index(b"IDAT")
+    size = int.from_bytes(content[start - 4 : start], "big")
+    content[start + 4 + size // 2 : start + 4 + size] = bytes(size - size // 2)
+    content[start + 4 + size : start + 8 + size] = zlib.crc32(content[start : start + 4 + size]).to_bytes(4, "big")
+    return bytes(content)
+
+
+def test_a_spoiled_test_photo_may_be_left_out_of_a_run_that_goes_on(folder: Path) -> None:
+    table = folder / "mos.csv"
+    bad = folder / "14.png"
+    bad.write_bytes(spoiled(bad))
+    with pytest.raises(InputError, match=r"14\.png"):
+        run(folder)
+    assert (folder / "run" / "last.safetensors").is_file()  # told late: only decoding finds it
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith("14.png")))
+    report = run(folder, resume=True)
+    assert report.test is not None
+    assert report.test["mean"]["photos"] == 1
+    table.write_text("\n".join(line for line in lines if not line.startswith(("14.png", "0.png"))))
+    with pytest.raises(InputError, match="begun with another set of photos"):
+        run(folder, resume=True)
+
+
+def test_photos_that_cannot_be_used_end_a_run_before_its_first_step(folder: Path) -> None:
+    table = folder / "mos.csv"
+    cv2.imwrite(str(folder / "14.png"), np.zeros((300, 200, 3), np.uint8))  # the test split is read last
+    (folder / "11.png").write_bytes((folder / "11.png").read_bytes()[:-30])
+    with pytest.raises(
+        InputError, match=r"2 of 15 photos cannot be used: .*11\.png.*14\.png: 200x300 leaves"
+    ) as caught:
+        run(folder)
+    assert "check-data" in str(caught.value.hint)
+    assert not list((folder / "run").glob("*.safetensors"))
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(line for line in lines if not line.startswith(("11.png", "14.png"))))
+    run(folder)
