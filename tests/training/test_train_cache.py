@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
-from gamma_runtime.errors import InputError
+from gamma_runtime.errors import InputError, OutputError
+from gamma_runtime.files import TEMPORARY_PREFIX
 from gamma_runtime.steps import Steps
-from gamma_training.data import Sample
+from gamma_training.data import Distortion, Sample
+from gamma_training.data.distortions import STRENGTHS
 from gamma_training.dims import GammaDims
 from gamma_training.model import Gamma
 from gamma_training.train.cache import Cache, open_cache
@@ -46,10 +52,16 @@ def out(tmp_path: Path) -> Path:
     return made
 
 
-def opened(out: Path, samples: list[Sample], of: Gamma | None = None, blocks: int = 1) -> Cache:
+def opened(
+    out: Path,
+    samples: list[Sample],
+    of: Gamma | None = None,
+    blocks: int = 1,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> Cache:
     return open_cache(
         out,
-        CacheSpec(crops=2, dtype="float32"),
+        CacheSpec(crops=2, dtype=dtype),
         of or model(),
         blocks,
         samples,
@@ -178,3 +190,84 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     monkeypatch.setattr(Path, "replace", renamed)
     opened(out, samples)
     assert done == ["synced", "renamed", "synced folder"]
+
+
+def test_distortions_of_another_strength_make_another_file(
+    out: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distorted = [dataclasses.replace(sample, distortion=Distortion("gaussian-blur", 3)) for sample in samples]
+    opened(out, distorted)
+    opened(out, samples)
+    before = files(out)
+    assert len(before) == 2
+    stronger = {**STRENGTHS, "gaussian-blur": tuple(value * 1.5 for value in STRENGTHS["gaussian-blur"])}
+    monkeypatch.setattr("gamma_training.data.distortions.STRENGTHS", stronger)
+    monkeypatch.setattr("gamma_training.train.cache.STRENGTHS", stronger)
+    opened(out, samples)
+    assert files(out) == before
+    opened(out, distorted)
+    assert len(files(out)) == 3
+
+
+def test_all_the_room_is_taken_before_anything_is_computed(out: Path, samples: list[Sample]) -> None:
+    taken: list[int] = []
+
+    def short_side(_: Sample) -> None:
+        for path in out.iterdir():
+            taken.append(path.stat().st_blocks * 512 - path.stat().st_size)
+
+    cache = open_cache(
+        out,
+        CacheSpec(crops=4, dtype="float32"),
+        model(),
+        1,
+        samples,
+        short_side,
+        seed=1,
+        workers=0,
+        group=ALONE,
+        steps=Steps(),
+    )
+    assert cache.crops == 4
+    assert len(taken) == 2
+    assert min(taken) >= 0  # a file with holes takes less than its size
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    out: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"views-.*\.npy: cannot be written \(.*No space left"):
+        opened(out, samples)
+    assert files(out) == []
+
+
+def test_what_a_killed_run_left_is_gone_before_the_room_is_looked_at(
+    out: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(out, samples)
+    [name] = files(out)
+    (out / name).rename(out / f"{TEMPORARY_PREFIX}{name}")
+
+    def usage(folder: Path) -> SimpleNamespace:
+        assert files(folder) == []
+        return SimpleNamespace(free=0)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    with pytest.raises(OutputError, match=r"the cache takes .* and 0\.0 GiB are free"):
+        opened(out, samples)
+
+
+def test_an_activation_beyond_float16_is_refused(out: Path, samples: list[Sample]) -> None:
+    huge = model()
+    with torch.no_grad():
+        huge.clip_model.visual.positional_embedding.fill_(0)
+        huge.clip_model.visual.transformer.resblocks[0].mlp.c_proj.bias.fill_(7e4)
+    with pytest.raises(InputError, match=r"photo0\.png: an activation of 7.*; float16 ends at 65504") as caught:
+        opened(out, samples, huge, dtype="float16")
+    assert caught.value.hint == "cache: {dtype: float32}"
+    assert files(out) == []
+    opened(out, samples, huge)

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gamma_runtime.contract import CROP
-from gamma_runtime.errors import OutputError
+from gamma_runtime.errors import InputError, OutputError
 from gamma_runtime.files import TEMPORARY_PREFIX, sweep_temporaries, sync_directory
 from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 from gamma_training.data import Sample
+from gamma_training.data.distortions import STRENGTHS
 from gamma_training.train.config import CacheSpec
 from gamma_training.train.objective import to_tokens
 from gamma_training.train.views import cut, fixed_views
@@ -77,6 +78,8 @@ def open_cache(
         steps.say(f"{path}: damaged, and made anew")
         path.unlink()
     if group.leads and not path.is_file():
+        sweep_temporaries(folder)
+        _temporary(path).unlink(missing_ok=True)  # of a killed run: its room is needed
         _room(folder, _bytes(shape, dtype))
         _make(path, shape, dtype, model, blocks, samples, short_side, spec, seed, workers, group, steps)
     group.wait()
@@ -101,7 +104,9 @@ def _key(
     how = [dims.image, dims.patch, dims.ln_pre, dims.mean, dims.std, dataclasses.asdict(dims.vision)] if blocks else []
     stamps = {path: _stamp(path) for path in dict.fromkeys(s.path for s in samples)}
     photos = [(str(s.path), stamps[s.path], repr(s.distortion), s.short_side, short_side(s)) for s in samples]
-    digest.update(json.dumps([spec.crops, spec.dtype if blocks else "uint8", blocks, how, seed, photos]).encode())
+    strengths = dict(STRENGTHS) if any(s.distortion for s in samples) else {}
+    said = [spec.crops, spec.dtype if blocks else "uint8", blocks, how, seed, photos, strengths]
+    digest.update(json.dumps(said).encode())
     return digest.hexdigest()[:16]
 
 
@@ -139,6 +144,26 @@ def _is_frozen(name: str, blocks: int) -> bool:
     return parts[0] not in ("ln_post", "proj")
 
 
+def _stored(values: NDArray[np.float32], dtype: np.dtype[Any], sample: Sample) -> NDArray[Any]:
+    """Activations in the cache's dtype.
+
+    Raises:
+        InputError: one is beyond it.
+    """
+    with np.errstate(over="ignore"):
+        made = values.astype(dtype)
+    if np.isinf(made).any():
+        raise InputError(
+            f"{sample.path}: an activation of {np.abs(values).max():.3g}; {dtype} ends at {np.finfo(dtype).max:g}",
+            hint="cache: {dtype: float32}",
+        )
+    return made
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+
+
 def _room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -165,8 +190,7 @@ def _make(
     """Fill a temporary file, and rename it when it is whole."""
     import torch
 
-    sweep_temporaries(path.parent)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")
+    temporary = _temporary(path)
 
     def crops_of(index: int) -> NDArray[np.uint8]:
         return cut(samples[index], fixed_views(seed, index, spec.crops), short_side(samples[index]))
@@ -174,11 +198,13 @@ def _make(
     what = f"activations of {len(samples)} photos, {spec.crops} views each"
     try:
         views = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=shape)
+        with temporary.open("rb+") as stream:  # a disk that is full while a map is written to kills the process
+            os.posix_fallocate(stream.fileno(), 0, temporary.stat().st_size)
         with steps.step(what, len(samples)) as tick:
             for index, crops in prefetched(crops_of, iter(range(len(samples))), workers, 2 * workers + 1):
                 if blocks:
                     tokens = to_tokens(model, torch.from_numpy(crops).to(group.device), blocks)[:, : shape[2]]
-                    views[index] = tokens.cpu().numpy().astype(dtype)
+                    views[index] = _stored(tokens.cpu().numpy(), dtype, samples[index])
                 else:
                     views[index] = crops
                 tick(1)
