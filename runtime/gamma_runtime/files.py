@@ -99,13 +99,16 @@ def write_atomically(target: Path, content: bytes) -> None:
         raise OutputError(f"{target}: cannot be written ({error})", hint=hint) from error
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Remove our own temporary files and folders that are over an hour old and whose process is gone."""
+def sweep_temporaries(folder: Path, age: float = _TEMPORARY_MAX_AGE) -> None:
+    """Remove our own temporary files and folders that are older (seconds; an hour) and whose process is gone.
+
+    The age is for processes that cannot be seen from here; who holds the folder's lock may give 0.
+    """
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         pid = path.name.removeprefix(TEMPORARY_PREFIX).split("-")[0]
         with contextlib.suppress(OSError):
             status = path.lstat()
-            old = time.time() - status.st_mtime > _TEMPORARY_MAX_AGE
+            old = time.time() - status.st_mtime >= age
             if old and not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
                 shutil.rmtree(path) if stat.S_ISDIR(status.st_mode) else path.unlink()
 
@@ -122,13 +125,16 @@ def locked(folder: Path, timeout: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_file(path: Path, timeout: float, busy: str) -> Iterator[None]:
+def lock_file(
+    path: Path, timeout: float, busy: str, hint: str = "wait for it, or raise --lock-timeout"
+) -> Iterator[None]:
     """Hold the lock that a file stands for; the file stays, the lock ends with the process at the latest.
 
     Args:
         path: made when it does not exist.
         timeout: seconds to wait for who holds it.
         busy: the error's words when that was not enough.
+        hint: its hint then.
 
     Raises:
         OutputError: it was not, or there can be no lock.
@@ -136,7 +142,7 @@ def lock_file(path: Path, timeout: float, busy: str) -> Iterator[None]:
     deadline = time.monotonic() + timeout
     while (lock := _try_lock(path)) is None:
         if time.monotonic() >= deadline:
-            raise OutputError(f"{busy} (waited {timeout:g} s)", hint="wait for it, or raise --lock-timeout")
+            raise OutputError(f"{busy} (waited {timeout:g} s)", hint=hint)
         time.sleep(0.1)
     try:
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 
 from gamma_runtime.errors import InputError
+from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked
+from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.train import TrainReport, read_config, train
 from tests.training import train_runs
 
@@ -98,3 +101,49 @@ def test_photos_that_cannot_be_used_end_a_run_before_its_first_step(folder: Path
     lines = table.read_text().splitlines()
     table.write_text("\n".join(line for line in lines if not line.startswith(("11.png", "14.png"))))
     run(folder)
+
+
+def test_two_runs_do_not_write_into_one_folder(folder: Path) -> None:
+    path = train_runs.config(folder)
+    (folder / "run").mkdir()
+    with locked(folder / "run", 0):
+        done = train_runs.train_in_child(path)
+    assert done.returncode == 6
+    assert f"{folder / 'run'}: another run is going on there" in done.stderr
+    assert "hint: wait, or another out" in done.stderr
+    assert [one.name for one in (folder / "run").iterdir()] == [LOCK]
+    assert train_runs.train_in_child(path).returncode == 0  # and the lock is given back
+    with locked(folder / "run", 0):
+        pass
+
+
+def test_what_killed_runs_left_is_swept(folder: Path) -> None:
+    (folder / "run").mkdir()
+    dead, alive = (folder / "run" / f"{TEMPORARY_PREFIX}{pid}-x" for pid in (2**22 + 1, os.getpid()))
+    for path in (dead, alive):
+        path.write_bytes(b"half a state")
+    run(folder)
+    assert alive.exists()
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("how", ["relative", "link"])
+def test_another_spelling_of_the_configuration_is_the_same_run(
+    folder: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = train_runs.config(folder, epochs=1)
+    train(read_config(path))
+    monkeypatch.chdir(folder)
+    (folder / "link").symlink_to(folder)
+    again = Path(path.name) if how == "relative" else folder / "link" / path.name
+    assert train(read_config(again), resume=True) is not None
+
+
+def test_a_base_is_known_by_its_content(folder: Path) -> None:
+    run(folder)
+    (folder / "base.pth").rename(folder / "moved.pth")
+    run(folder, base="moved.pth", resume=True)
+    state = read_checkpoint(folder / "moved.pth").state
+    write_authors(folder / "moved.pth", state | {"score_level": state["score_level"] * 1.01})
+    with pytest.raises(InputError, match="begun with another base"):
+        run(folder, base="moved.pth", resume=True)

@@ -16,7 +16,8 @@ from gamma_training.yaml_file import read_yaml
 
 __all__ = ["CacheSpec", "TrainConfig", "read_config"]
 
-_PLACE = ("out", "workers", "threads", "device", "save_every")  # change where and how fast, not what comes out
+# They change where and how fast, not what comes out; a state knows its base by the content.
+_PLACE = ("base", "out", "workers", "threads", "device", "save_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +138,7 @@ def read_config(path: Path) -> TrainConfig:
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected a mapping with base, data and out; found {type(data).__name__}")
     try:
-        return _config(path.parent, data)
+        return _config(path.parent.resolve(), data)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", hint=error.hint) from error
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gamma_runtime.cli import require
 from gamma_runtime.errors import InputError, OutputError, UsageError
+from gamma_runtime.files import LOCK, lock_file, sweep_temporaries
 from gamma_runtime.steps import Steps
 from gamma_runtime.threads import OPENCV
 from gamma_training.train.config import TrainConfig
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BEST", "LAST", "STATE", "TrainReport", "train"]
 
+_LOCK_TIMEOUT = 2.0  # seconds: a killed run's lock ends with its last process
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
 
 
@@ -76,6 +78,8 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
         torch.set_num_threads(config.threads or before)
         OPENCV.hold()  # photos are spread over threads, not stripes of one photo
         stack.callback(OPENCV.release)
+        if group.leads:
+            stack.enter_context(_alone(config.out))
         run = _Run(config, group, steps or Steps() if group.leads else Steps())
         if state.is_file():
             run.resume()
@@ -84,6 +88,18 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
             return run.report()
         run.judge_test()
         return None
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """The only run in a folder, rid of what killed ones left half-written.
+
+    Raises:
+        OutputError: another run holds the folder.
+    """
+    with lock_file(folder / LOCK, _LOCK_TIMEOUT, f"{folder}: another run is going on there", "wait, or another out"):
+        sweep_temporaries(folder, age=0)
+        yield
 
 
 class _Run:
