@@ -180,7 +180,8 @@ def load_state(
         for name, value in weights.items():
             value.copy_(tensors[f"w.{name}"])
             if note.adam_steps:
-                moments = {moment: tensors[f"{moment}.{name}"].to(value.device) for moment in _MOMENTS}
+                # Copies: what was read are views of the file's pages, which other programs may change under Adam.
+                moments = {m: tensors[f"{m}.{name}"].to(value.device, copy=True) for m in _MOMENTS}
                 optimizer.state[value] = {"step": torch.tensor(note.adam_steps, device=value.device), **moments}
         for name, mean in (average or {}).items():
             mean.copy_(tensors[f"average.{name}"])
