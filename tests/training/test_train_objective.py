@@ -162,6 +162,19 @@ def test_fresh_tensors_have_a_rate_of_their_own() -> None:
     assert optimizer.param_groups[0]["base"] == 1e-5
 
 
+def test_only_matrices_decay() -> None:
+    weights = {name: torch.nn.Parameter(torch.ones(shape)) for name, shape in {"m": (2, 2), "v": (2,), "s": ()}.items()}
+    for fresh in (NOTHING, frozenset(weights), frozenset({"m"})):
+        optimizer = make_optimizer(config(lr=0.1, weight_decay=0.5), weights, fresh)
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(weights)
+        for value in weights.values():
+            value.grad = torch.zeros_like(value)
+        before = {name: value.detach().flatten()[0].item() for name, value in weights.items()}
+        optimizer.step()
+        after = {name: value.detach().flatten()[0].item() for name, value in weights.items()}
+        assert after == {"m": pytest.approx(before["m"] * 0.95), "v": before["v"], "s": before["s"]}
+
+
 def test_fp16_needs_a_gpu() -> None:
     with pytest.raises(UsageError, match="fp16 needs a GPU"):
         scaler_for(config(amp="fp16"), CPU)

@@ -50,7 +50,7 @@ class TrainConfig:
         accumulate: parts that a process computes a step in; less memory, the same step.
         lr: Adam's learning rate.
         lr_fresh: of tensors that start from scratch; ``lr`` when left out.
-        weight_decay: decoupled (AdamW); the paper has none.
+        weight_decay: of matrices, decoupled (AdamW); the paper has none.
         schedule: ``cosine`` falls to 0 by epochs as the paper's, ``cosine-steps`` by steps, ``constant`` stays.
         warmup: steps over which the learning rate rises from 0.
         clip: the gradient's largest norm; None leaves it.

@@ -70,14 +70,18 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Adam with PyTorch's betas and epsilon, which are the authors'; decoupled weight decay where it is asked for.
 
+    Only matrices decay: a norm, a bias, a scale or a score level has no reason to be small.
     One kernel does a tensor's whole step, on CPUs and on CUDA.
     """
     import torch
 
-    old = [value for name, value in weights.items() if name not in fresh]
-    new = [value for name, value in weights.items() if name in fresh]
-    groups = [{"params": part, "base": base} for part, base in ((old, config.lr), (new, _fresh_rate(config))) if part]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    groups = []
+    for matrices in (True, False):
+        for drawn, base in ((False, config.lr), (True, _fresh_rate(config))):
+            part = [w for name, w in weights.items() if (name in fresh) is drawn and (w.dim() > 1) is matrices]
+            decay = config.weight_decay if matrices else 0.0
+            groups += [{"params": part, "base": base, "weight_decay": decay}] if part else []
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
 
 
 def _fresh_rate(config: TrainConfig) -> float:
