@@ -11,10 +11,13 @@ from torch import Tensor
 
 from gamma_runtime.errors import InputError
 from gamma_training.checkpoint import build_model, read_checkpoint, write_authors, write_safetensors
+from gamma_training.data import DataSpec
 from gamma_training.initialise import FIRST_MOAE, gamma_from_clip
 from gamma_training.model import Gamma, expected_shapes
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
+from gamma_training.train import TrainConfig
+from gamma_training.train.setup import blocks_of, make_optimizer, mark_trained
 from tests.training.tiny import clip_state, dims, same, save, tower
 
 
@@ -32,6 +35,20 @@ def test_base_clip_becomes_an_untrained_gamma(tmp_path: Path, clip: dict[str, Te
     assert (found.dims.text.first_moae, found.dims.text.experts) == (6, 3)
     assert set(found.state) == set(expected_shapes(found.dims))
     assert any("all zero" in warning and ".scale" in warning for warning in found.warnings)
+    assert found.fresh == {n for n in found.state if "gating" in n or n.startswith(("adapter.", "score_level"))}
+
+
+def test_what_a_base_clip_lacks_is_trained_at_the_fresh_rate(tmp_path: Path, clip: dict[str, Tensor]) -> None:
+    found = read_checkpoint(save(tmp_path / "clip.pt", clip))
+    config = TrainConfig(out=tmp_path, base=found.path, data=(DataSpec(table=tmp_path),), lr=1e-5, lr_fresh=1e-3)
+    model = build_model(found)
+    weights = mark_trained(config, model, blocks_of(config, model, found.fresh), found.fresh)
+    optimizer = make_optimizer(config, weights, found.fresh)
+    rates = {id(value): group["base"] for group in optimizer.param_groups for value in group["params"]}
+    named = {name: rates[id(value)] for name, value in weights.items()}
+    assert named["adapter.fc.0.weight"] == named["score_level"] == 1e-3
+    assert {rate for name, rate in named.items() if ".gating." in name} == {1e-3}
+    assert {rate for name, rate in named.items() if ".experts." in name or name.endswith(".scale")} == {1e-5}
 
 
 def test_experts_are_copies_of_the_blocks_mlp(tmp_path: Path, clip: dict[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 
 from gamma_runtime.cli import require
 from gamma_runtime.errors import InputError
-from gamma_training.dims import HEAD_WIDTH, IMAGE, GammaDims, dims_of, is_trained
-from gamma_training.initialise import Additions, fresh_text, gamma_from_clip
+from gamma_training.dims import HEAD_WIDTH, IMAGE, GammaDims, dims_of
+from gamma_training.initialise import Additions, drawn_for_clip, fresh_text, gamma_from_clip
 from gamma_training.intake import check_file, clean_tensors, shown
 from gamma_training.onnx_vit import Vit, find_vit
 
@@ -248,8 +248,7 @@ def import_clip(path: Path, *, additions: Additions = CLIP_ADDITIONS) -> Base:
         clip["visual.positional_embedding"] = resized_positions(table, IMAGE // patches.shape[-1])
     state = gamma_from_clip(path, clip, additions)
     dims = dims_of({name: tuple(tensor.shape) for name, tensor in state.items()})
-    fresh = frozenset(name for name in state if is_trained(name) and not ("experts." in name or name.endswith("scale")))
-    return Base(state, dims, fresh)
+    return Base(state, dims, drawn_for_clip(state))
 
 
 def resized_positions(table: Tensor, grid: int) -> Tensor:

@@ -102,9 +102,10 @@ def read_checkpoint(
     tensors = clean_tensors(path, raw)
     kind: Kind = "safetensors" if safetensors else "authors"
     if _BASE_MARK in tensors:
-        from gamma_training.initialise import gamma_from_clip
+        from gamma_training.initialise import drawn_for_clip, gamma_from_clip
 
         tensors, kind = gamma_from_clip(path, tensors), "base-clip"
+        config = {**config, "fresh": drawn_for_clip(tensors)}
     dims = _checked_dims(path, tensors, config)
     said = config.get("prompts")
     return Checkpoint(

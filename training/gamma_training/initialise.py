@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gamma_runtime.errors import InputError
-from gamma_training.dims import VOCABULARY, GammaDims
+from gamma_training.dims import VOCABULARY, GammaDims, is_trained
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,16 @@ if TYPE_CHECKING:
 
     from gamma_training.model import Gamma
 
-__all__ = ["Additions", "condition", "fresh_text", "gamma_from_clip", "random_state", "scratch_state", "smaller"]
+__all__ = [
+    "Additions",
+    "condition",
+    "drawn_for_clip",
+    "fresh_text",
+    "gamma_from_clip",
+    "random_state",
+    "scratch_state",
+    "smaller",
+]
 
 FIRST_MOAE, EXPERTS, ADAPTER, SEED = 6, 3, 256, 123  # the authors' settings (model.md 1.2 and 3)
 _MLP = re.compile(r"((?:visual\.)?transformer\.resblocks\.([0-9]{1,6})\.mlp\.)(c_(?:fc|proj)\.(?:weight|bias))$")
@@ -69,6 +79,11 @@ def gamma_from_clip(path: Path, clip: dict[str, Tensor], additions: Additions = 
     state["adapter.fc.0.weight"] = _uniform((ADAPTER, embed), embed, generator)
     state["adapter.fc.2.weight"] = _uniform((embed, ADAPTER), ADAPTER, generator)
     return state
+
+
+def drawn_for_clip(names: Iterable[str]) -> frozenset[str]:
+    """What `gamma_from_clip` draws instead of copying: gates, adapter and score levels (a scale starts at 0)."""
+    return frozenset(name for name in names if is_trained(name) and not ("experts." in name or name.endswith("scale")))
 
 
 def _first(name: str, additions: Additions) -> int:
