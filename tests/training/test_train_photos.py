@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gamma_runtime.errors import InputError
 from gamma_runtime.steps import Steps
 from gamma_training.data import DataSpec
 from gamma_training.train import TrainConfig
-from gamma_training.train.photos import Photos, open_photos
+from gamma_training.train.cache import Cache
+from gamma_training.train.photos import Photos, batches, open_photos
 from tests.training import photos
 
 
@@ -62,3 +68,23 @@ def test_two_entries_of_one_name_are_refused(folder: Path) -> None:
     assert caught.value.hint == "give one of them another name:"
     named = opened(one, dataclasses.replace(again, name="two"))
     assert {sample.dataset for sample in named.train} == {"one", "two"}
+
+
+def test_two_batches_are_made_ready_ahead(folder: Path) -> None:
+    seen: list[int] = []
+
+    class Recorded(Cache):
+        def __call__(self, index: int, view: int) -> NDArray[Any]:
+            seen.append(index)
+            return super().__call__(index, view)
+
+    one = opened(table(folder, "one", "photo0.png,0.5,train"))
+    steps = list(np.arange(4 * 64).reshape(4, 64))
+    made = batches(one, Recorded(np.arange(512.0).reshape(256, 2)), steps, seed=1, epoch=0, workers=1)
+    with contextlib.closing(made):  # type: ignore[type-var]
+        indices, values = next(made)
+        end = time.monotonic() + 20
+        while len(seen) < 3 * 64 and time.monotonic() < end:
+            time.sleep(0.01)
+    assert len(seen) >= 3 * 64
+    assert np.array_equal(values // 2, indices)

@@ -44,8 +44,8 @@ class Cache:
         self.crops = views.shape[1]
 
     def __call__(self, index: int, view: int) -> NDArray[Any]:
-        """One view of one photo."""
-        return np.asarray(self._views[index, view])
+        """One view of one photo, read from the disk here and now: a view of the map would be read where it is used."""
+        return np.array(self._views[index, view])
 
 
 def open_cache(

@@ -134,7 +134,8 @@ def batches(
         return cache(index, turn_of(seed, epoch, index, cache.crops))
 
     flat = (int(index) for step in steps for index in step)
-    made = prefetched(one, flat, 0 if cache is not None else workers, 4 * workers + 8)
+    ahead = max([4 * workers + 8, *(2 * len(step) for step in steps[:1])])
+    made = prefetched(one, flat, workers if cache is None else min(workers, 1), ahead)
     try:
         for step in steps:
             yield step, np.stack([next(made)[1] for _ in step])
