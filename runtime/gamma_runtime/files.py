@@ -18,6 +18,7 @@ __all__ = [
     "LOCK",
     "TEMPORARY_PREFIX",
     "check_path",
+    "duplicate",
     "hash_file",
     "lock_file",
     "locked",
@@ -92,6 +93,28 @@ def write_atomically(target: Path, content: bytes) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
+            temporary.replace(target)
+        sync_directory(target.parent)
+    except OSError as error:
+        hint = "check the free space and the permissions"
+        raise OutputError(f"{target}: cannot be written ({error})", hint=hint) from error
+
+
+def duplicate(source: Path, target: Path) -> None:
+    """Give a file that is only ever replaced as a whole a second name, a hard link; a copy where there are none.
+
+    Raises:
+        OutputError: it cannot be written; an old target is untouched.
+    """
+    try:
+        with temporary_beside(target) as temporary:
+            temporary.unlink()
+            try:
+                os.link(source, temporary)
+            except OSError:  # file systems of cameras, clouds and networks
+                shutil.copyfile(source, temporary)
+                with temporary.open("rb") as stream:
+                    os.fsync(stream.fileno())
             temporary.replace(target)
         sync_directory(target.parent)
     except OSError as error:

@@ -11,9 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from gamma_runtime.errors import InputError
 from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked
+from gamma_runtime.steps import Steps
 from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.train import TrainReport, read_config, train
 from tests.training import train_runs
@@ -147,3 +150,38 @@ def test_a_base_is_known_by_its_content(folder: Path) -> None:
     write_authors(folder / "moved.pth", state | {"score_level": state["score_level"] * 1.01})
     with pytest.raises(InputError, match="begun with another base"):
         run(folder, base="moved.pth", resume=True)
+
+
+def test_a_validation_that_is_cut_short_costs_no_step(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(folder, "whole", epochs=2)
+    photo = folder / "11.png"
+    good = photo.read_bytes()
+    photo.write_bytes(spoiled(photo))  # of the val split
+    with pytest.raises(InputError, match=r"11\.png"):
+        run(folder, epochs=2)
+    photo.write_bytes(good)
+    capsys.readouterr()
+    report = train(read_config(train_runs.config(folder, epochs=2)), resume=True, steps=Steps(quiet=False))
+    assert "resumed after epoch 0, step 2" in capsys.readouterr().err
+    assert report is not None
+    left, right = (load_file(one.best.parent / "last.safetensors") for one in (whole, report))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_the_best_checkpoint_is_the_last_one_under_another_name(folder: Path) -> None:
+    report = run(folder)
+    last = report.best.with_name("last.safetensors")
+    assert report.best.samefile(last)
+    assert report.best.with_suffix(".json").samefile(last.with_suffix(".json"))
+    train(read_config(train_runs.config(folder, "flat", epochs=2, lr=0.0)))  # the second epoch is no better
+    best, last = (folder / "flat" / name for name in ("best.safetensors", "last.safetensors"))
+    assert not best.samefile(last)
+    assert best.read_bytes() == last.read_bytes()
+    assert read_checkpoint(best).dims == read_checkpoint(last).dims
+
+
+def test_a_number_that_there_is_none_of_is_null(folder: Path) -> None:
+    done = train_runs.train_in_child(train_runs.config(folder, epochs=1), "--json")
+    assert done.returncode == 0, done.stderr
+    for text in (done.stdout, (folder / "run" / "report.json").read_text()):
+        assert json.loads(text, parse_constant=pytest.fail)["test"]["mean"]["srcc"] is None  # of two photos

@@ -28,13 +28,14 @@ def train_command(options: TrainOptions) -> int:
     """Train a Gamma checkpoint by a configuration; also: gamma-train make-data, check-data, import-base."""
     from gamma_runtime.steps import Steps
     from gamma_training.train import read_config, train
+    from gamma_training.train.report import plain_values
 
     config = read_config(options.config)
     report = train(config, resume=options.resume, steps=Steps(options.quiet))
     if report is None:  # a process of torchrun that does not lead
         return EXIT_OK
     if options.json:
-        out(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(report).items()}))
+        out(json.dumps(plain_values(dataclasses.asdict(report))))
     else:
         out((config.out / "report.md").read_text(encoding="utf-8").rstrip())
     if not options.quiet:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gamma_runtime.cli import require
 from gamma_runtime.errors import InputError, OutputError, UsageError
-from gamma_runtime.files import LOCK, lock_file, sweep_temporaries
+from gamma_runtime.files import LOCK, duplicate, lock_file, sweep_temporaries
 from gamma_runtime.steps import Steps
 from gamma_runtime.threads import OPENCV
 from gamma_training.train.config import TrainConfig
@@ -137,6 +137,7 @@ class _Run:
 
             self.objective = DistributedDataParallel(self.objective)
         self.progress = Progress()
+        self._since = time.monotonic()  # what the progress does not count yet
         self.board = Board(config.out) if group.leads else Board(None)
         self._prompts = self._tokenize()
         photos = self.photos.digest
@@ -159,25 +160,25 @@ class _Run:
 
     def save(self) -> None:
         """Replace the state file."""
+        now = time.monotonic()
+        self.progress.seconds, self._since = self.progress.seconds + now - self._since, now
         if self.group.leads:
             values = self.average.values if self.average else None
             path = self.config.out / STATE
             save_state(path, self._keys, self.progress, self.weights, self.optimizer, values, self.scaler)
 
-    def _write(self, name: str) -> Path:
+    def _write_last(self) -> None:
         """A checkpoint that gamma-export takes as it is."""
         from gamma_training.checkpoint import write_safetensors
 
-        path = self.config.out / name
         write_safetensors(
-            path,
+            self.config.out / LAST,
             self.model.state_dict(),
             dims=self.model.dims,
             prompts=self.source.prompts,
             label=self.config.label,
             licence=self.source.licence,
         )
-        return path
 
     # Epochs.
 
@@ -186,14 +187,15 @@ class _Run:
         progress, config = self.progress, self.config
         if not progress.finished:
             self._begin()
+        self._since = time.monotonic()
         while not progress.finished:
-            begin = time.monotonic()
             self._epoch()
-            progress.epoch, progress.step = progress.epoch + 1, 0
-            row: dict[str, Any] = {"epoch": progress.epoch, "loss": _mean(progress.losses[-self.steps_an_epoch :])}
-            if self.photos.val and (progress.epoch % config.validate_every == 0 or progress.epoch == config.epochs):
+            number = progress.epoch + 1
+            row: dict[str, Any] = {"epoch": number, "loss": _mean(progress.losses[-self.steps_an_epoch :])}
+            if self.photos.val and (number % config.validate_every == 0 or number == config.epochs):
+                self.save()  # a validation that is cut short costs no step
                 row |= {"validation": self._judge(self.photos.val)}
-            progress.seconds += time.monotonic() - begin
+            progress.epoch, progress.step = number, 0
             self._keep(row)
             out_of_patience = config.patience is not None and progress.since_best >= config.patience
             progress.finished = progress.epoch >= config.epochs or out_of_patience
@@ -339,8 +341,8 @@ class _Run:
 
         progress = self.progress
         judged = row.get("validation")
-        best = progress.best["validation"] if progress.best else None
-        better = judged is not None and (best is None or merit(judged) > merit(best))
+        champion = progress.best["validation"] if progress.best else None
+        better = judged is not None and (champion is None or merit(judged) > merit(champion))
         progress.since_best = 0 if better else progress.since_best + (judged is not None)
         if better or (judged is None and not self.photos.val):
             progress.best = row
@@ -348,9 +350,11 @@ class _Run:
         if not self.group.leads:
             return
         with self._judged():
-            self._write(LAST)
-            if progress.best is row:
-                self._write(BEST)
+            self._write_last()
+        if progress.best is row:
+            for suffix in (".safetensors", ".json"):
+                last, best = (self.config.out / Path(name).with_suffix(suffix) for name in (LAST, BEST))
+                duplicate(last, best)
         for name, value in (judged or {}).get("mean", {}).items():
             self.board.scalar(f"validation/{name}", value, progress.epoch)
         text = f", validation SRCC {judged['mean']['srcc']:.4f}, RMSE {judged['mean']['rmse']:.4f}" if judged else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gamma_training.train.photos import Photos
     from gamma_training.train.state import Progress
 
-__all__ = ["write_report"]
+__all__ = ["plain_values", "write_report"]
 
 _PHOTOS = 16  # that the experts are looked at with
 
@@ -32,16 +33,27 @@ def write_report(config: TrainConfig, report: TrainReport, progress: Progress, m
     """
     facts = _facts(model, photos)
     content = {
-        **{key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(report).items()},
+        **dataclasses.asdict(report),
         "config": config.to_json(),
         "photos": {part: len(getattr(photos, part)) for part in ("train", "val", "test")},
         "experts": [dataclasses.asdict(fact) for fact in facts],
         "history": progress.history,
         "losses": [round(loss, 7) for loss in progress.losses],
     }
-    write_atomically(config.out / "report.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(config.out / "report.json", (json.dumps(plain_values(content), indent=1) + "\n").encode())
     write_atomically(config.out / "report.md", _text(report, facts).encode())
     _curve(config.out / "curve.png", progress)
+
+
+def plain_values(value: Any) -> Any:
+    """What JSON has: paths as text, and null for a correlation that there is none of (NaN is no JSON)."""
+    if isinstance(value, dict):
+        return {key: plain_values(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(one) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
 
 
 def _facts(model: Gamma, photos: Photos) -> list[BlockFacts]:
