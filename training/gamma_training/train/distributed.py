@@ -19,6 +19,7 @@ __all__ = ["Group", "process_group"]
 
 _TIMEOUT = datetime.timedelta(hours=12)  # the others wait while one process fills a cache; torchrun ends dead ones
 _PAUSE = 0.2  # seconds
+_LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")  # in plain RuntimeErrors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def process_group(device: str) -> Iterator[Group]:
     """The group that torchrun's variables describe, or this process alone.
 
     Raises:
-        UsageError: a GPU was asked for and there is none. EnvironmentFault: the processes do not find each other.
+        UsageError: a GPU was asked for and there is none. EnvironmentFault: the processes do not find each other, or
+            lose each other inside the block.
     """
     import torch
 
@@ -88,6 +90,11 @@ def process_group(device: str) -> Iterator[Group]:
         raise EnvironmentFault(f"the {size} processes do not find each other ({error})", hint="torchrun?") from error
     try:
         yield Group(rank, size, chosen)
+    except RuntimeError as error:
+        if isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST):
+            said = f"another process of the run ended; its message is above ({' '.join(str(error).split()):.200})"
+            raise EnvironmentFault(said, hint="mend what it says, and --resume") from error
+        raise
     finally:
         # Gloo's thread still frees the last exchange's tensors, and wants Python's lock for it. When DDP's reducer is
         # the group's last owner, the group's end waits for that thread while it holds the lock: sleeping is without it.

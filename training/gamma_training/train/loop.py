@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from gamma_runtime.steps import Steps
 from gamma_runtime.threads import OPENCV
 from gamma_training.train.config import TrainConfig
 from gamma_training.train.distributed import Group, process_group
+from gamma_training.train.report import TrainReport, write_report
 from gamma_training.train.state import Progress, load_state, save_state
 
 if TYPE_CHECKING:
@@ -32,20 +32,6 @@ __all__ = ["BEST", "LAST", "STATE", "TrainReport", "train"]
 
 _LOCK_TIMEOUT = 2.0  # seconds: a killed run's lock ends with its last process
 BEST, LAST, STATE = "best.safetensors", "last.safetensors", "state.safetensors"
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainReport:
-    """What came of a run: ``best`` was chosen on the validation photos and then judged once on the test photos."""
-
-    best: Path
-    epochs: int
-    steps: int
-    seconds: float
-    trained: int
-    frozen: int
-    validation: dict[str, Any] | None
-    test: dict[str, Any] | None
 
 
 def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = None) -> TrainReport | None:
@@ -83,6 +69,7 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
         run = _Run(config, group, steps or Steps() if group.leads else Steps())
         if state.is_file():
             run.resume()
+        run.agree()
         run.epochs()
         if group.leads:
             return run.report()
@@ -157,6 +144,20 @@ class _Run:
         path = self.config.out / STATE
         self.progress = load_state(path, self._keys, self.weights, self.optimizer, values, self.scaler)
         self.steps.say(f"resumed after epoch {self.progress.epoch}, step {self.progress.step}")
+
+    def agree(self) -> None:
+        """Every process stands where the others do.
+
+        Raises:
+            InputError: they do not: only some of them see the state file, or they see different ones.
+        """
+        places = self.group.gather((self.progress.epoch, self.progress.step))
+        if len(set(places)) > 1:
+            said = ", ".join(f"{rank}: {epoch} epochs and {step} steps" for rank, (epoch, step) in enumerate(places))
+            raise InputError(
+                f"{self.config.out}: the processes would go on from different places ({said})",
+                hint="out is one folder that every process sees",
+            )
 
     def save(self) -> None:
         """Replace the state file."""
@@ -374,8 +375,6 @@ class _Run:
 
     def report(self) -> TrainReport:
         """Judge the best weights on the test photos, and write the report beside them."""
-        from gamma_training.train.report import write_report
-
         test = self.judge_test()
         progress, best = self.progress, self.progress.best or {}
         made = TrainReport(

@@ -16,13 +16,26 @@ if TYPE_CHECKING:
     from gamma_training.model import Gamma
     from gamma_training.train.config import TrainConfig
     from gamma_training.train.experts import BlockFacts
-    from gamma_training.train.loop import TrainReport
     from gamma_training.train.photos import Photos
     from gamma_training.train.state import Progress
 
-__all__ = ["plain_values", "write_report"]
+__all__ = ["TrainReport", "plain_values", "write_report"]
 
 _PHOTOS = 16  # that the experts are looked at with
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReport:
+    """What came of a run: ``best`` was chosen on the validation photos and then judged once on the test photos."""
+
+    best: Path
+    epochs: int
+    steps: int
+    seconds: float
+    trained: int
+    frozen: int
+    validation: dict[str, Any] | None
+    test: dict[str, Any] | None
 
 
 def write_report(config: TrainConfig, report: TrainReport, progress: Progress, model: Gamma, photos: Photos) -> None:
