@@ -130,8 +130,8 @@ def test_checkpoint_round_trip_and_what_is_fresh(tmp_path: Path) -> None:
     assert (found.dims, found.fresh) == (base.dims, base.fresh)
     assert {n for n in found.state if "visual" not in n} <= found.fresh
     of_vision = {n.removeprefix("clip_model.visual.") for n in found.fresh if "visual" in n}
-    gate = "transformer.resblocks.1.mlp.gating.layer1."
-    assert of_vision == {"proj", f"{gate}weight", f"{gate}bias"}
+    mlp = "transformer.resblocks.1.mlp."
+    assert of_vision == {"proj", f"{mlp}gating.layer1.weight", f"{mlp}gating.layer1.bias", f"{mlp}scale"}
     frozen = {n for n in found.state if n not in found.fresh and not is_trained(n)}
     assert all(n.startswith("clip_model.visual.") for n in frozen)
     assert len(frozen) == 3 + 2 + 2 * 12  # class token, positions, patches; ln_post; both blocks
@@ -260,7 +260,9 @@ def test_a_clip_of_another_grid_is_resized(tmp_path: Path) -> None:
     assert base.dims.vision.activation == "quick_gelu"
     plain = bases.import_clip(save(tmp_path / "d.pt", clip))
     assert same(plain.state, read_checkpoint(tmp_path / "d.pt").state)
-    assert plain.fresh == {n for n in plain.state if "gating" in n or n.startswith(("adapter", "score"))}
+    assert plain.fresh == {
+        n for n in plain.state if "gating" in n or n.endswith(".scale") or n.startswith(("adapter", "score"))
+    }
 
 
 # The command

@@ -16,7 +16,7 @@ from gamma_training.dims import FULL_SIZE
 from gamma_training.model import Gamma
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
-from gamma_training.train import TrainConfig
+from gamma_training.train import CacheSpec, TrainConfig
 from gamma_training.train.distributed import Group
 from gamma_training.train.experts import expert_facts
 from gamma_training.train.objective import Objective, loss_of, to_tokens
@@ -82,6 +82,17 @@ def test_what_starts_from_scratch_is_trained_too_and_cannot_be_frozen() -> None:
 def test_more_frozen_blocks_than_there_are_is_refused() -> None:
     with pytest.raises(InputError, match="freeze_blocks: 9, and the vision tower has 3"):
         blocks_of(config(freeze_blocks=9), model(), NOTHING)
+
+
+def test_dropping_tokens_needs_cached_ones() -> None:
+    with pytest.raises(InputError, match=r"keep_tokens: 0\.5 without cache"):
+        config(keep_tokens=0.5)
+    cached = {"keep_tokens": 0.5, "cache": CacheSpec()}
+    assert blocks_of(config(**cached), model(), NOTHING) == 2
+    with pytest.raises(InputError, match="every block is frozen"):
+        blocks_of(config(freeze_blocks=3, **cached), model(), NOTHING)
+    with pytest.raises(InputError, match="no block is frozen"):
+        blocks_of(config(trainable="all", **cached), model(), NOTHING)
 
 
 def test_the_objective_scores_like_the_model_each_photo_in_its_own_scene() -> None:

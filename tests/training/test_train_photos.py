@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gamma_runtime.errors import InputError
 from gamma_runtime.steps import Steps
 from gamma_training.data import DataSpec
-from gamma_training.train import TrainConfig
+from gamma_training.train import CacheSpec, TrainConfig
 from gamma_training.train.cache import Cache
 from gamma_training.train.photos import Photos, batches, open_photos
 from tests.training import photos
@@ -70,6 +70,28 @@ def test_two_entries_of_one_name_are_refused(folder: Path) -> None:
     assert {sample.dataset for sample in named.train} == {"one", "two"}
 
 
+def settings(**changes: Any) -> TrainConfig:
+    return TrainConfig(out=Path("run"), base=Path("base"), data=(DataSpec(table=Path("mos.csv")),), **changes)
+
+
+def test_a_share_of_the_patches_is_shown_and_always_the_class_token(folder: Path) -> None:
+    one = opened(table(folder, "one", "photo0.png,0.5,train"))
+    cached = Cache(np.arange(3 * 2 * 17.0).reshape(3, 2, 17, 1))
+    chosen = settings(keep_tokens=0.5, cache=CacheSpec(crops=2), workers=0)
+
+    def shown(epoch: int) -> NDArray[Any]:
+        with contextlib.closing(batches(one, cached, [np.arange(3)], chosen, epoch)) as made:  # type: ignore[type-var]
+            return next(made)[1]
+
+    first = shown(0)
+    assert first.shape == (3, 9, 1)
+    assert {float(row) for row in first[:, 0, 0] % 17} == {0}
+    assert all(len(set(photo[:, 0])) == 9 for photo in first)
+    assert len({tuple(photo[:, 0] % 17) for photo in first}) > 1  # each photo its own
+    assert np.array_equal(first, shown(0))
+    assert not np.array_equal(first % 17, shown(1) % 17)
+
+
 def test_two_batches_are_made_ready_ahead(folder: Path) -> None:
     seen: list[int] = []
 
@@ -80,7 +102,7 @@ def test_two_batches_are_made_ready_ahead(folder: Path) -> None:
 
     one = opened(table(folder, "one", "photo0.png,0.5,train"))
     steps = list(np.arange(4 * 64).reshape(4, 64))
-    made = batches(one, Recorded(np.arange(512.0).reshape(256, 2)), steps, seed=1, epoch=0, workers=1)
+    made = batches(one, Recorded(np.arange(512.0).reshape(256, 2)), steps, settings(workers=1), 0)
     with contextlib.closing(made):  # type: ignore[type-var]
         indices, values = next(made)
         end = time.monotonic() + 20

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from gamma_runtime.errors import InputError
 from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, locked
 from gamma_runtime.steps import Steps
-from gamma_training.checkpoint import read_checkpoint, write_authors
+from gamma_training.checkpoint import read_checkpoint, write_authors, write_safetensors
 from gamma_training.train import TrainReport, read_config, train
 from tests.training import train_runs
 
@@ -185,3 +185,24 @@ def test_a_number_that_there_is_none_of_is_null(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     for text in (done.stdout, (folder / "run" / "report.json").read_text()):
         assert json.loads(text, parse_constant=pytest.fail)["test"]["mean"]["srcc"] is None  # of two photos
+
+
+def test_what_was_not_trained_stays_fresh_and_experts_may_wait(folder: Path) -> None:
+    read = read_checkpoint(folder / "base.pth")
+    state = {name: torch.zeros(()) if name.endswith(".scale") else value for name, value in read.state.items()}
+    mlp = "clip_model.visual.transformer.resblocks.1.mlp."
+    fresh = ["adapter.fc.0.weight", f"{mlp}gating.layer1.weight", f"{mlp}scale"]
+    write_safetensors(folder / "fresh.safetensors", state, prompts="sdp", dims=read.dims, fresh=fresh)
+    head = run(folder, "head", base="fresh.safetensors", freeze_blocks=2, cache={"crops": 1})
+    found = read_checkpoint(head.best)
+    assert found.fresh == set(fresh[1:])
+    assert not torch.equal(found.state[fresh[0]], state[fresh[0]])
+    assert torch.equal(found.state[fresh[1]], state[fresh[1]])
+    later = {"base": "head/best.safetensors", "cache": {"crops": 1}, "keep_tokens": 0.25}
+    whole = run(folder, "whole", **later)
+    assert read_checkpoint(whole.best).fresh == set()
+    assert read_checkpoint(whole.best).state[fresh[2]] != 0
+    others = run(folder, "others", **later | {"keep_tokens": 0.5})
+    assert others.steps == whole.steps
+    losses = [json.loads((folder / name / "report.json").read_text())["losses"] for name in ("whole", "others")]
+    assert losses[0] != losses[1]

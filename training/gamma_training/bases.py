@@ -132,8 +132,8 @@ def import_vit_onnx(
 
 
 def _is_copy(name: str) -> bool:
-    """Experts of the image tower start as copies of the base's MLP, and its scale at 0."""
-    return name.startswith("clip_model.visual.") and ("experts." in name or name.endswith(".scale"))
+    """Experts of the image tower start as copies of the base's MLP."""
+    return name.startswith("clip_model.visual.") and "experts." in name
 
 
 def _load(path: Path) -> Any:

@@ -82,8 +82,8 @@ def gamma_from_clip(path: Path, clip: dict[str, Tensor], additions: Additions = 
 
 
 def drawn_for_clip(names: Iterable[str]) -> frozenset[str]:
-    """What `gamma_from_clip` draws instead of copying: gates, adapter and score levels (a scale starts at 0)."""
-    return frozenset(name for name in names if is_trained(name) and not ("experts." in name or name.endswith("scale")))
+    """What `gamma_from_clip` does not copy: gates, scales (0), adapter and score levels."""
+    return frozenset(name for name in names if is_trained(name) and "experts." not in name)
 
 
 def _first(name: str, additions: Additions) -> int:

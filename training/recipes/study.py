@@ -34,7 +34,7 @@ BASE = "base.safetensors"
 REPORT = "study.json"
 
 # First the head alone, on what the base says of four views of each photo: a random head would pull the base apart.
-# Then everything behind the frozen half, slowly: at 5e-5 the features are lost faster than the head follows.
+# Then everything behind the frozen half, slowly; half of the patches at a time, so twice as many epochs.
 HEAD = {
     "freeze_blocks": 12,
     "epochs": 40,
@@ -42,21 +42,26 @@ HEAD = {
     "lr": 3e-4,
     "warmup": 50,
     "validate_every": 40,
+    "cache": {"crops": 4, "dtype": "float16"},
 }
 RECIPE = {
     "trainable": "all",
     "freeze_blocks": 6,
-    "epochs": 4,
+    "epochs": 8,
     "batch": 8,
-    "lr": 2e-5,
+    "lr": 3e-5,
+    "lr_fresh": 5e-4,
+    "weight_decay": 0.05,
     "warmup": 100,
-    "ema": 0.99,
+    "ema": 0.995,
+    "keep_tokens": 0.5,
+    "validate_every": 2,
+    "cache": {"crops": 8, "dtype": "float16"},
     "save_every": 50,
 }
 BOTH = {
     "schedule": "cosine-steps",
     "clip": 1.0,
-    "cache": {"crops": 4, "dtype": "float16"},
     "label": "study: trained on BIQ2021 (subset) and avt_ai; for evaluation only",
 }
 

@@ -60,6 +60,8 @@ class TrainConfig:
         ema: decay of an exponential moving average of the weights, which is then what is judged and kept.
         balance: ``none`` shows every photo once an epoch, ``equal`` every set as often as the others, ``sqrt`` between.
         cache: see `CacheSpec`; None cuts new random crops every epoch.
+        keep_tokens: share of a photo's cached patches that a step sees, drawn anew each epoch (PatchDropout); fewer are
+            quicker, and teach not to hang on any of them. 1 shows all.
         validation: share of a set's training photos kept for choosing the best epoch, where it has no val split.
         validate_every: epochs.
         patience: validations without a better one until training stops; None trains all epochs.
@@ -94,6 +96,7 @@ class TrainConfig:
     ema: float | None = None
     balance: Literal["none", "sqrt", "equal"] = "none"
     cache: CacheSpec | None = None
+    keep_tokens: float = 1.0
     validation: float = 0.1
     validate_every: int = 1
     patience: int | None = None
@@ -109,6 +112,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.data:
             raise InputError("data: no set is named", hint="data: [{table: mos.csv, range: [0, 1], scene: …}]")
+        if self.keep_tokens != 1 and self.cache is None:
+            raise InputError(f"keep_tokens: {self.keep_tokens:g} without cache", hint="cache: {crops: 4}")
         if self.batch % self.accumulate:
             raise InputError(f"batch: {self.batch} is no multiple of accumulate, {self.accumulate}")
 
@@ -185,6 +190,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip": (1e-9, 1e9),
     "rank_weight": (0, 1000),
     "ema": (0, 0.999999),
+    "keep_tokens": (0.05, 1),
     "validation": (0, 0.9),
     "validate_every": (1, 100_000),
     "patience": (1, 100_000),

@@ -179,6 +179,7 @@ class _Run:
             prompts=self.source.prompts,
             label=self.config.label,
             licence=self.source.licence,
+            fresh=self.source.fresh - set(self.weights),
         )
 
     # Epochs.
@@ -243,7 +244,7 @@ class _Run:
         with (
             self.steps.step(what, len(mine)) as tick,
             contextlib.closing(
-                batches(self.photos, self.cache, mine, config.seed, progress.epoch, config.workers)  # type: ignore[type-var]
+                batches(self.photos, self.cache, mine, config, progress.epoch)  # type: ignore[type-var]
             ) as made,
         ):
             for indices, inputs in made:

@@ -16,7 +16,7 @@ from gamma_runtime.errors import InputError
 from gamma_runtime.prefetch import prefetched
 from gamma_training.data import Sample, open_data
 from gamma_training.scenes import SCENES, Scene, load_scenes
-from gamma_training.train.views import cut, turn_of, view_of
+from gamma_training.train.views import cut, kept_rows, turn_of, view_of
 
 if TYPE_CHECKING:
     from gamma_runtime.steps import Steps
@@ -118,20 +118,22 @@ def _share(content: str, seed: int) -> float:
 
 
 def batches(
-    photos: Photos, cache: Cache | None, steps: Sequence[NDArray[np.int64]], seed: int, epoch: int, workers: int
+    photos: Photos, cache: Cache | None, steps: Sequence[NDArray[np.int64]], config: TrainConfig, epoch: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
     """Indices of each step with what the model eats of them: crops, or one cached view of each.
 
     Raises:
         InputError: a photo cannot be used.
     """
+    seed, workers = config.seed, config.workers
 
     def one(index: int) -> NDArray[Any]:
         if cache is None:
             sample = photos.train[index]
             crop: NDArray[Any] = cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
             return crop
-        return cache(index, turn_of(seed, epoch, index, cache.crops))
+        view = cache(index, turn_of(seed, epoch, index, cache.crops))
+        return view if config.keep_tokens == 1 else view[kept_rows(seed, epoch, index, len(view), config.keep_tokens)]
 
     flat = (int(index) for step in steps for index in step)
     ahead = max([4 * workers + 8, *(2 * len(step) for step in steps[:1])])

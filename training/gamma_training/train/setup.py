@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Average", "blocks_of", "make_optimizer", "mark_trained", "rate", "scaler_for"]
 
+_ADDED = re.compile(r"\.mlp\.(gating\.|scale$)")
 _BLOCK = "clip_model.visual.transformer.resblocks."
 
 
@@ -36,8 +38,13 @@ def blocks_of(config: TrainConfig, model: Gamma, fresh: frozenset[str]) -> int:
         raise InputError(f"freeze_blocks: {blocks}, and the vision tower has {tower.layers}")
     if config.trainable == "paper":
         blocks = max(blocks, default)
-    # Gates decide nothing where scale is 0, as in a base; where it is not, scale itself is fresh.
-    if lost := sorted(name for name in fresh if _before(name, blocks) and ".mlp.gating." not in name):
+    if config.keep_tokens != 1 and not 0 < blocks < tower.layers:
+        raise InputError(
+            f"keep_tokens: {config.keep_tokens:g}, and {'no' if not blocks else 'every'} block is frozen",
+            hint="it drops tokens of cached activations between the frozen blocks and the others",
+        )
+    # A base's experts add nothing at first: scale is 0. Frozen so they may stay until a later run trains them.
+    if lost := sorted(name for name in fresh if _before(name, blocks) and not _ADDED.search(name)):
         raise InputError(f"freeze_blocks: {blocks} would freeze {lost[0]}, which starts from scratch")
     return blocks
 

@@ -17,10 +17,10 @@ from gamma_runtime.crops import reduced, working_size
 from gamma_runtime.errors import InputError
 from gamma_training.data import Sample, read_pixels
 
-__all__ = ["View", "cut", "epoch_order", "fixed_views", "steps_of", "turn_of", "view_of"]
+__all__ = ["View", "cut", "epoch_order", "fixed_views", "kept_rows", "steps_of", "turn_of", "view_of"]
 
 Pixels: TypeAlias = NDArray[np.uint8]
-_ORDER, _VIEW, _FIXED, _TURN = 1, 2, 3, 4  # streams of random numbers that have nothing to do with each other
+_ORDER, _VIEW, _FIXED, _TURN, _KEPT = 1, 2, 3, 4, 5  # streams of random numbers that have nothing to do with each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,13 @@ def fixed_views(seed: int, index: int, count: int) -> list[View]:
 def turn_of(seed: int, epoch: int, index: int, count: int) -> int:
     """Which of a photo's ``count`` cached views an epoch shows: each once in so many epochs, from any one on."""
     return int(np.random.default_rng([_TURN, seed, index]).integers(count) + epoch) % count
+
+
+def kept_rows(seed: int, epoch: int, index: int, count: int, share: float) -> NDArray[np.int64]:
+    """Rows of a photo's ``count`` tokens that an epoch shows: the class token, and a share of the patches in order."""
+    patches = max(1, round(share * (count - 1)))
+    drawn = np.random.default_rng([_KEPT, seed, epoch, index]).choice(count - 1, patches, replace=False)
+    return np.concatenate([[0], 1 + np.sort(drawn)])
 
 
 def cut(sample: Sample, views: Sequence[View], short_side: int | None) -> Pixels:
