@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 
 import pytest
 
@@ -17,6 +18,12 @@ def _gpu_fault() -> str | None:
 
     state = probe()
     return None if state.usable else state.detail
+
+
+def pytest_configure() -> None:
+    # A shell starts background jobs with SIGINT ignored, which commands under test would inherit and never be interrupted.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

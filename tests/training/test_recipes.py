@@ -164,7 +164,7 @@ def test_the_start_answers_to_detail_with_its_strength(demo: ModuleType) -> None
     assert (spread(30) / spread(15)).median().item() == pytest.approx(2, rel=0.25)  # a LayerNorm alone would give 1
 
 
-def test_a_tower_learns_kinds_and_levels(demo: ModuleType) -> None:
+def test_a_tower_learns_kinds_and_levels_and_goes_on_where_it_stopped(demo: ModuleType, tmp_path: Path) -> None:
     pretext = _recipe("pretext", ROOT)
     dims, visual = _tower(demo)
     random = np.random.default_rng(4)
@@ -179,9 +179,29 @@ def test_a_tower_learns_kinds_and_levels(demo: ModuleType) -> None:
     views.crops = 1  # type: ignore[attr-defined]
     pretext.detail_start(visual, dims, crops[kind == 1])
     labels = _recipe("crops", ROOT).Labels(kind, level, (1 - kind * level).astype(np.float32))
-    how = pretext.Pretext(steps=30, batch=16, keep=16, warmup=5)
-    losses = pretext.pretrain(visual, dims, views, labels, how, Steps())
+    how = pretext.Pretext(steps=40, batch=16, keep=16, lr=3e-3, warmup=5, save_every=20)
+    torch.manual_seed(6)
+    start = {name: value.clone() for name, value in visual.state_dict().items()}
+    losses = pretext.pretrain(visual, dims, views, labels, how, tmp_path / "state.pt", Steps())
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+    class StoppedError(Exception):
+        pass
+
+    def until(index: int, view: int) -> NDArray[np.uint8]:
+        seen.append(index)
+        if len(seen) > 25 * 16:
+            raise StoppedError
+        return views(index, view)
+
+    seen: list[int] = []
+    until.crops = 1  # type: ignore[attr-defined]
+    torch.manual_seed(6)
+    visual.load_state_dict(start)
+    with pytest.raises(StoppedError):
+        pretext.pretrain(visual, dims, until, labels, how, tmp_path / "again.pt", Steps())
+    torch.manual_seed(8)
+    assert pretext.pretrain(visual, dims, views, labels, how, tmp_path / "again.pt", Steps()) == losses
 
 
 def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def write_base(path: Path, photos: Path, data: DataSpec, how: Pretext, steps: St
     visual = model.clip_model.visual
     clean = np.flatnonzero(labels.kind == 0)[:CLEAN]
     detail_start(visual, plain, np.stack([views(int(index), 0) for index in clean]))
-    pretrain(visual, plain, views, labels, how, steps)
+    pretrain(visual, plain, views, labels, how, path.with_name("pretext.pt"), steps)
     state, made, fresh = base_of(visual, dims, how.seed)
     write_safetensors(path, state, prompts="sdp", label="untrained experts and head", dims=made, fresh=fresh)
 

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from crops import Crops, Labels
 
     from gamma_runtime.steps import Steps
@@ -50,6 +52,7 @@ class Pretext:
     warmup: int = 100
     weight_decay: float = 0.05
     seed: int = 0
+    save_every: int = 500
 
 
 class Questions(nn.Module):
@@ -130,7 +133,7 @@ def some_tokens(visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, 
 
 
 def pretrain(
-    visual: VisionTower, dims: GammaDims, views: Crops, labels: Labels, how: Pretext, steps: Steps
+    visual: VisionTower, dims: GammaDims, views: Crops, labels: Labels, how: Pretext, state: Path, steps: Steps
 ) -> list[float]:
     """Train the tower in place.
 
@@ -140,40 +143,61 @@ def pretrain(
         views: ``views(sample, view)`` gives a uint8 crop [H, W, 3]; ``views.crops`` says how many a sample has.
         labels: of the samples.
         how: see `Pretext`.
+        state: file to go on from; replaced every ``how.save_every`` steps, and at the end.
         steps: progress.
 
     Returns:
         The loss of each step.
     """
-    heads = nn.ModuleDict(
-        {name: Questions(dims.vision.width, int(labels.kind.max()) + 1) for name in ("class", "patch")}
-    )
-    weights = [*visual.named_parameters(), *heads.named_parameters()]
-    decayed = [value for name, value in weights if value.ndim > 1 and "positional" not in name]
-    others = [value for name, value in weights if value.ndim <= 1 or "positional" in name]
-    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay, betas=(0.9, 0.98), fused=True)
-    random, draw = np.random.default_rng(how.seed), torch.Generator().manual_seed(how.seed)
-    kind, level, quality = (torch.from_numpy(value) for value in (labels.kind, labels.level, labels.quality))
-    losses = []
-    visual.train()
-    with steps.step(f"kinds and levels, {how.steps} steps", how.steps) as tick:
-        for step in range(how.steps):
+    kinds = int(labels.kind.max()) + 1
+    parts = nn.ModuleDict({"tower": visual, **{n: Questions(dims.vision.width, kinds) for n in ("class", "patch")}})
+    optimizer = _optimizer(parts, how)
+    losses: list[float] = []
+    if state.is_file():
+        kept = torch.load(state, weights_only=True)
+        parts.load_state_dict(kept["parts"])
+        optimizer.load_state_dict(kept["optimizer"])
+        losses = kept["losses"]
+    parts.train()
+    truths = [torch.from_numpy(value) for value in (labels.kind, labels.level, labels.quality)]
+    with steps.step(f"kinds and levels, from step {len(losses)} to {how.steps}", how.steps - len(losses)) as tick:
+        for step in range(len(losses), how.steps):
             factor = min(1.0, (step + 1) / how.warmup) * 0.5 * (1 + math.cos(math.pi * step / how.steps))
             for group in optimizer.param_groups:
                 group["lr"] = how.lr * factor
-            chosen = random.integers(len(labels.kind), size=how.batch)
-            crops = [views(int(index), int(random.integers(views.crops))) for index in chosen]
-            crops = [crop[:, ::-1] if random.random() < 0.5 else crop for crop in crops]
-            tokens = some_tokens(visual, dims, torch.from_numpy(np.stack(crops)), how.keep, draw)
-            of = torch.from_numpy(chosen)
-            truth = kind[of], level[of], quality[of]
+            chosen, crops, draw = _drawn(views, len(labels.kind), how, step)
+            tokens = some_tokens(visual, dims, crops, how.keep, draw)
+            truth = [value[chosen] for value in truths]
             each = [value[:, None].expand(-1, how.keep).reshape(-1) for value in truth]
-            loss = heads["class"].loss(tokens[:, 0], *truth) + heads["patch"].loss(tokens[:, 1:].flatten(0, 1), *each)
+            loss = parts["class"].loss(tokens[:, 0], *truth) + parts["patch"].loss(tokens[:, 1:].flatten(0, 1), *each)
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_([value for _, value in weights], 1.0)
+            nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())
             tick(1)
+            if len(losses) % how.save_every == 0 or len(losses) == how.steps:
+                kept = {"parts": parts.state_dict(), "optimizer": optimizer.state_dict(), "losses": losses}
+                temporary = state.with_suffix(".new")
+                torch.save(kept, temporary)
+                temporary.replace(state)
     return losses
+
+
+def _optimizer(parts: nn.ModuleDict, how: Pretext) -> torch.optim.Optimizer:
+    """AdamW that decays matrices only."""
+    weights = list(parts.named_parameters())
+    decayed = [value for name, value in weights if value.ndim > 1 and "positional" not in name]
+    others = [value for name, value in weights if value.ndim <= 1 or "positional" in name]
+    groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay, betas=(0.9, 0.98), fused=True)
+
+
+def _drawn(views: Crops, count: int, how: Pretext, step: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Samples of a step, their crops (every second one mirrored), and what draws their patches: by the step alone."""
+    random = np.random.default_rng([how.seed, step])
+    chosen = random.integers(count, size=how.batch)
+    crops = [views(int(index), int(random.integers(views.crops))) for index in chosen]
+    crops = [crop[:, ::-1] if random.random() < 0.5 else crop for crop in crops]
+    draw = torch.Generator().manual_seed(int(random.integers(2**31)))
+    return torch.from_numpy(chosen), torch.from_numpy(np.stack(crops)), draw
