@@ -21,7 +21,7 @@ def _gpu_fault() -> str | None:
 
 
 def pytest_configure() -> None:
-    # A shell starts background jobs with SIGINT ignored, which commands under test would inherit and never be interrupted.
+    # A shell starts background jobs with SIGINT ignored; the commands under test would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
