@@ -138,11 +138,11 @@ def test_all_patches_in_any_order_are_the_tower_itself(demo: ModuleType) -> None
     dims, visual = _tower(demo)
     crops = torch.randint(256, (3, 224, 224, 3), dtype=torch.uint8)
     with torch.inference_mode():
-        some = pretext.some_tokens(visual, dims, crops, 196, torch.Generator().manual_seed(1))
+        some, places = pretext.some_tokens(visual, dims, crops, 196, torch.Generator().manual_seed(1))
         whole = visual.ln_post(visual.tokens(_normal(dims, crops)))
-        quarter = pretext.some_tokens(visual, dims, crops, 49, torch.Generator().manual_seed(1))
+        quarter, _ = pretext.some_tokens(visual, dims, crops, 49, torch.Generator().manual_seed(1))
     assert some[:, 0] == pytest.approx(whole[:, 0], abs=1e-5)
-    assert some.sum(1) == pytest.approx(whole.sum(1), abs=1e-3)
+    assert some[torch.arange(3)[:, None], 1 + places.argsort(1)] == pytest.approx(whole[:, 1:], abs=1e-5)
     assert quarter.shape == (3, 50, 64)
     assert quarter[:, 0] != pytest.approx(whole[:, 0], abs=1e-5)
 
@@ -178,7 +178,9 @@ def test_a_tower_learns_kinds_and_levels_and_goes_on_where_it_stopped(demo: Modu
 
     views.crops = 1  # type: ignore[attr-defined]
     pretext.detail_start(visual, dims, crops[kind == 1])
-    labels = _recipe("crops", ROOT).Labels(kind, level, (1 - kind * level).astype(np.float32))
+    left = (1 - kind * level).astype(np.float32)
+    parts = np.repeat(left[:, None], 196, axis=1)[:, :, None].astype(np.float16)
+    labels = _recipe("crops", ROOT).Labels(kind, level, left, parts)
     how = pretext.Pretext(steps=40, batch=16, keep=16, lr=3e-3, warmup=5, save_every=20)
     torch.manual_seed(6)
     start = {name: value.clone() for name, value in visual.state_dict().items()}
@@ -246,7 +248,7 @@ def test_crops_have_labels_of_their_own_pixels(tmp_path: Path) -> None:
     crops = _recipe("crops", ROOT)
     photos = {str(number): path for number, path in enumerate(packaged_photos()[:2])}
     views, labels = crops.draw_crops(photos, ("gaussian-blur", "impulse-noise"), 8, 3, tmp_path, Steps())
-    assert len(labels.kind) == 2 * 4 * 8
+    assert len(labels.kind) == 2 * len(crops.SIZES) * 8
     assert views(5, 0).shape == (224, 224, 3)
     assert set(labels.kind) == {0, 1, 2}
     clean = labels.kind == 0
@@ -255,8 +257,10 @@ def test_crops_have_labels_of_their_own_pixels(tmp_path: Path) -> None:
     assert set(np.rint(labels.level[~clean] * 5)) == {1, 2, 3, 4, 5}
     strong, slight = (labels.quality[~clean & (labels.level == level)].mean() for level in (1, np.float32(0.2)))
     assert strong < slight < 1
-    alone = [(cv2.absdiff(views(n, 0), cv2.medianBlur(views(n, 0), 3)) > 60).mean() for n in range(64)]
+    alone = [(cv2.absdiff(views(n, 0), cv2.medianBlur(views(n, 0), 3)) > 60).mean() for n in range(len(clean))]
     assert np.corrcoef(alone, (labels.kind == 2) * labels.level)[0, 1] > 0.8  # the pixels are what the label says
+    assert labels.parts[clean] == pytest.approx(1, abs=2e-3)
+    assert np.corrcoef(labels.parts[:, :, 1].mean(1), labels.quality)[0, 1] > 0.9
     again, same = crops.draw_crops(photos, (), 0, 0, tmp_path, Steps())
     assert (same.quality == labels.quality).all()
     assert np.array_equal(again(7, 0), views(7, 0))

@@ -20,23 +20,31 @@ from gamma_runtime.files import write_atomically
 from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 from gamma_training.data.distortions import LEVEL_COUNT, Distortion, apply
-from gamma_training.data.metric import quality
+from gamma_training.data.metric import local_parts, quality
 from gamma_training.data.pixels import read_photo
 
 __all__ = ["Crops", "Labels", "draw_crops"]
 
 Pixels: TypeAlias = NDArray[np.uint8]
-SIZES = (288, 384, 512, 640)  # short sides in pixels; a photo is never enlarged
+Parts: TypeAlias = NDArray[np.float32]
+SIZES = (288, 336, 384, 448, 512, 640)  # short sides in pixels; a photo is never enlarged
+SQUARE = 16  # pixels; of a patch whose parts are known
+PARTS = 4  # of `local_parts`
 MARGIN = 24  # pixels that are distorted around a crop: JPEG's grid and a blur's edge are not the crop's
 
 
 @dataclasses.dataclass(frozen=True)
 class Labels:
-    """Of each sample: kind (0 is clean), level as a share (0 to 1), quality left (0 to 1). Arrays [N]."""
+    """What is known of each sample.
+
+    Kind (0 is clean), level as a share (0 to 1) and quality left (0 to 1), arrays [N]; and what is left of the metric's
+    parts in each patch, [N, patches, PARTS].
+    """
 
     kind: NDArray[np.int64]
     level: NDArray[np.float32]
     quality: NDArray[np.float32]
+    parts: NDArray[np.float16]
 
 
 class Crops:
@@ -62,47 +70,57 @@ def draw_crops(
         kinds: of distortion; as many crops are clean as have one of them.
         each: crops of a photo at one size.
         seed: of everything that is drawn.
-        folder: for ``crops.npy`` and ``crops.json``, gigabytes.
+        folder: for ``crops.npy``, ``parts.npy`` and ``crops.json``, gigabytes.
         steps: progress.
     """
-    pixels_file, labels_file = folder / "crops.npy", folder / "crops.json"
+    pixels_file, parts_file, labels_file = folder / "crops.npy", folder / "parts.npy", folder / "crops.json"
     if not labels_file.is_file():
         jobs = [(number, size) for number in range(len(photos)) for size in SIZES]
         paths = list(photos.values())
 
-        def work(job: tuple[int, int]) -> list[tuple[Pixels, tuple[int, float, float]]]:
+        def work(job: tuple[int, int]) -> list[tuple[Pixels, Parts, tuple[int, float, float]]]:
             return list(_crops_of(read_photo(paths[job[0]], job[1]), kinds, each, [seed, *job]))
 
         folder.mkdir(parents=True, exist_ok=True)
         shape = (len(jobs) * each, CROP, CROP, 3)
         pixels = np.lib.format.open_memmap(pixels_file, mode="w+", dtype=np.uint8, shape=shape)
+        parts = np.ones((len(pixels), (CROP // SQUARE) ** 2, PARTS), np.float16)
         rows: list[tuple[int, float, float]] = []
         with steps.step(f"{len(jobs) * each} labelled crops of {len(photos)} photos", len(jobs)) as tick:
             for _, made in prefetched(work, iter(jobs), 2, 4):
-                for crop, row in made:
-                    pixels[len(rows)] = crop
+                for crop, left, row in made:
+                    pixels[len(rows)], parts[len(rows)] = crop, left.reshape(-1, PARTS)
                     rows.append(row)
                 tick(1)
         pixels.flush()
+        np.save(parts_file, parts)
         write_atomically(labels_file, json.dumps(rows).encode())
     values = np.array(json.loads(labels_file.read_bytes()))
-    labels = Labels(values[:, 0].astype(np.int64), values[:, 1].astype(np.float32), values[:, 2].astype(np.float32))
+    kind, level, left = values[:, 0].astype(np.int64), values[:, 1].astype(np.float32), values[:, 2].astype(np.float32)
+    labels = Labels(kind, level, left, np.load(parts_file))
     return Crops(np.load(pixels_file, mmap_mode="r")), labels
+
+
+def _turned(pixels: Pixels, way: int) -> Pixels:
+    """One of the eight ways to turn and mirror a square."""
+    turned = np.rot90(pixels, way % 4)
+    return np.ascontiguousarray(turned[:, ::-1] if way >= 4 else turned)
 
 
 def _crops_of(
     photo: Pixels, kinds: Sequence[str], each: int, seed: list[int]
-) -> Iterator[tuple[Pixels, tuple[int, float, float]]]:
+) -> Iterator[tuple[Pixels, Parts, tuple[int, float, float]]]:
     random = np.random.default_rng(seed)
     height, width = photo.shape[:2]
     side = min(CROP + 2 * MARGIN, height, width)
     for _ in range(each):
         top, left = (int(random.integers(room - side + 1)) for room in (height, width))
         clean = photo[top : top + side, left : left + side]
-        clean = np.ascontiguousarray(clean[:, ::-1] if random.random() < 0.5 else clean)
+        clean = _turned(clean, int(random.integers(8)))
         kind, level = int(random.integers(len(kinds) + 1)), int(random.integers(LEVEL_COUNT)) + 1
         own = int(random.integers(2**63))
         worse = apply(clean, Distortion(kinds[kind - 1], level, own)) if kind else clean
         inside = tuple(slice(start, start + CROP) for start in random.integers(side - CROP + 1, size=2))
-        left_over = quality(np.ascontiguousarray(clean[inside]), np.ascontiguousarray(worse[inside])) if kind else 1.0
-        yield worse[inside], (kind, level / LEVEL_COUNT if kind else 0.0, left_over)
+        pair = np.ascontiguousarray(clean[inside]), np.ascontiguousarray(worse[inside])
+        row = (kind, level / LEVEL_COUNT if kind else 0.0, quality(*pair) if kind else 1.0)
+        yield pair[1], local_parts(*pair, SQUARE), row

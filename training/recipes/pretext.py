@@ -4,7 +4,8 @@ From scratch, opinion-like labels alone teach a ViT nothing in an hour of two co
 
 * a start from which the strength of fine detail can be read at once (`detail_start`): the patch embedding is a DCT,
   whitened on clean photos, beside a constant that outweighs it, so that LayerNorm does not divide the strength away;
-* a richer question: which kind, which level, how much is left, asked of the class token and of every patch.
+* richer questions: which kind, which level, asked of the class token and of every patch; how much is left of the crop,
+  asked of the class token; what is left right here of the metric's parts, asked of every patch.
 
 A step sees a random quarter of each crop's patches: four times as many steps in the same time, and never twice the
 same input. The heads that answer are thrown away; the tower becomes a base as a CLIP's would (`gamma_from_clip`).
@@ -36,9 +37,14 @@ __all__ = ["Pretext", "detail_start", "pretrain"]
 CONSTANTS = 16  # of the width: +-4 whatever the patch, so that LayerNorm's divisor hardly depends on it
 CONSTANT = 4.0
 LUMA_SHARE = 0.6  # of the filters; both chroma axes share the rest
-LOWEST = 36, 10  # filters of the lowest frequencies, luma and each chroma; the others are spread over what is left
+# Filters that see the middle of a patch only, all frequencies of half its side: fine detail needs them all, and has no
+# use for the whole patch. Luma, each chroma; the others see the whole patch, half of them at the lowest frequencies.
+WINDOWED = 64, 20
+# Standard deviation of the faintest answers that are brought to 1: fine chroma has hardly any on clean photos, and
+# larger weights would turn their own rounding to fp16 into an answer to the patch's mean.
+FAINTEST = 0.01
 AXES = ((0.299, 0.587, 0.114), (-0.169, -0.331, 0.5), (0.5, -0.419, -0.081))  # Y, Cb, Cr of R, G, B (ITU-R BT.601)
-WEIGHT_LEVEL, WEIGHT_QUALITY = 5.0, 10.0  # bring the three questions' losses to one size
+WEIGHT_LEVEL, WEIGHT_QUALITY, WEIGHT_PARTS = 5.0, 10.0, 30.0  # bring the questions' losses to one size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,30 +62,45 @@ class Pretext:
 
 
 class Questions(nn.Module):
-    """The three answers, read from a token."""
+    """The answers, read from a token: kind, level, and how much is left, in one number or in several."""
 
-    def __init__(self, width: int, kinds: int) -> None:
+    def __init__(self, width: int, kinds: int, left: int, weight: float) -> None:
         super().__init__()
-        self.kind, self.level, self.quality = (nn.Linear(width, count) for count in (kinds, kinds, 1))
+        self.kind, self.level, self.left = (nn.Linear(width, count) for count in (kinds, kinds, left))
+        self.weight = weight
 
-    def loss(self, tokens: Tensor, kind: Tensor, level: Tensor, quality: Tensor) -> Tensor:
-        """Of tokens [N, D] against labels [N]; the level is asked of the kind that it is."""
+    def loss(self, tokens: Tensor, kind: Tensor, level: Tensor, left: Tensor) -> Tensor:
+        """Of tokens [N, D] against labels [N] and [N, left]; the level is asked of the kind that it is."""
         levels = self.level(tokens).gather(1, kind[:, None])[:, 0]
-        left = torch.sigmoid(self.quality(tokens))[:, 0]
         return (
             F.cross_entropy(self.kind(tokens), kind)
             + WEIGHT_LEVEL * F.mse_loss(levels, level)
-            + WEIGHT_QUALITY * F.mse_loss(left, quality)
+            + self.weight * F.mse_loss(torch.sigmoid(self.left(tokens)), left)
         )
 
 
-def _spread_frequencies(side: int, count: int, lowest: int, seed: int) -> list[tuple[int, int]]:
-    """``count`` of the DCT's frequency pairs: the lowest, and a random choice of the rest."""
+def _dct(side: int) -> NDArray[np.float64]:
+    index = np.arange(side)
+    basis: NDArray[np.float64] = np.cos(np.pi * (index[None] + 0.5) * index[:, None] / side) * math.sqrt(2 / side)
+    return basis
+
+
+def _spread_frequencies(side: int, count: int, random: np.random.Generator) -> list[tuple[int, int]]:
+    """``count`` of the DCT's frequency pairs: half of them the lowest, and a random choice of the rest."""
     pairs = sorted(((u, v) for u in range(side) for v in range(side)), key=lambda pair: (sum(pair), pair))
-    lowest = min(lowest, count // 2)
+    lowest = len(pairs) if count >= len(pairs) else count // 2
     rest = pairs[lowest:]
-    chosen = np.random.default_rng(seed).permutation(len(rest))[: count - lowest]
-    return pairs[:lowest] + [rest[index] for index in sorted(chosen)]
+    return pairs[:lowest] + [rest[index] for index in sorted(random.permutation(len(rest))[: count - lowest])]
+
+
+def _planes(side: int, count: int, windowed: int, random: np.random.Generator) -> list[NDArray[np.float64]]:
+    """``count`` filters [side, side] of one colour axis."""
+    half, quarter = side // 2, side // 4
+    windowed = min(windowed, count, half * half)
+    small, large = _dct(half), _dct(side)
+    middle = [np.outer(small[u], small[v]) for u, v in _spread_frequencies(half, windowed, random)]
+    rest = [np.outer(large[u], large[v]) for u, v in _spread_frequencies(side, count - windowed, random)]
+    return [np.pad(plane, quarter) for plane in middle] + rest
 
 
 def detail_start(visual: VisionTower, dims: GammaDims, clean: NDArray[np.uint8], seed: int = 1) -> None:
@@ -88,26 +109,27 @@ def detail_start(visual: VisionTower, dims: GammaDims, clean: NDArray[np.uint8],
     Args:
         visual: the tower.
         dims: its dimensions.
-        clean: uint8 crops [P, H, W, 3] of undistorted photos; each filter answers to them with standard deviation 1.
+        clean: uint8 crops [P, H, W, 3] of undistorted photos; each filter answers to them with standard deviation 1,
+            or below where there is next to nothing to answer to.
         seed: of the choice of frequencies.
     """
     side, width = dims.patch, dims.vision.width
-    index = np.arange(side)
-    dct = np.cos(np.pi * (index[None] + 0.5) * index[:, None] / side) * math.sqrt(2 / side)
     luma = int((width - CONSTANTS) * LUMA_SHARE)
-    counts = (luma, (width - CONSTANTS - luma) // 2, width - CONSTANTS - luma - (width - CONSTANTS - luma) // 2)
+    blue = (width - CONSTANTS - luma) // 2
+    counts = (luma, blue, width - CONSTANTS - luma - blue)
+    random = np.random.default_rng(seed)
     filters = np.array(
         [
-            np.array(axis)[:, None, None] * np.outer(dct[u], dct[v])
-            for axis, count, lowest in zip(AXES, counts, (LOWEST[0], *LOWEST[1:] * 2), strict=True)
-            for u, v in _spread_frequencies(side, count, lowest, seed)
+            np.array(axis)[:, None, None] * plane
+            for axis, count, windowed in zip(AXES, counts, (WINDOWED[0], *WINDOWED[1:] * 2), strict=True)
+            for plane in _planes(side, count, windowed, random)
         ],
         dtype=np.float32,
     )
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (dims.mean, dims.std))
     pixels = (torch.from_numpy(clean).permute(0, 3, 1, 2).float() / 255 - mean) / std
     weights = torch.from_numpy(filters) * std  # on pixels as they were before normalisation
-    weights /= F.conv2d(pixels, weights, stride=side).std((0, 2, 3)).clamp_min(1e-3)[:, None, None, None]
+    weights /= F.conv2d(pixels, weights, stride=side).std((0, 2, 3)).clamp_min(FAINTEST)[:, None, None, None]
     signs = torch.tensor([CONSTANT, -CONSTANT]).repeat(CONSTANTS // 2)
     with torch.no_grad():
         visual.conv1.weight.zero_()
@@ -117,8 +139,21 @@ def detail_start(visual: VisionTower, dims: GammaDims, clean: NDArray[np.uint8],
         visual.class_embedding.zero_()
 
 
-def some_tokens(visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, random: torch.Generator) -> Tensor:
-    """uint8 crops [B, H, W, 3] -> tokens of the class and ``keep`` random patches of each crop, [B, 1 + keep, D]."""
+def some_tokens(
+    visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, random: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Tokens of the class and ``keep`` random patches of each crop.
+
+    Args:
+        visual: the tower.
+        dims: its dimensions.
+        crops: uint8 [B, H, W, 3].
+        keep: how many patches.
+        random: which ones.
+
+    Returns:
+        Tokens [B, 1 + keep, D], and the patches' numbers [B, keep].
+    """
     side, grid = dims.patch, dims.image // dims.patch
     patches = crops.view(len(crops), grid, side, grid, side, 3).transpose(2, 3).reshape(len(crops), grid * grid, -1)
     chosen = torch.rand((len(crops), grid * grid), generator=random).argsort(1)[:, :keep]
@@ -129,7 +164,8 @@ def some_tokens(visual: VisionTower, dims: GammaDims, crops: Tensor, keep: int, 
     places = visual.positional_embedding
     embedded = pixels.flatten(2) @ weights.T + places[1:][chosen]
     classes = (visual.class_embedding + places[0]).expand(len(crops), 1, -1)
-    return visual.ln_post(visual.transformer(visual.ln_pre(torch.cat([classes, embedded], dim=1))))
+    tokens: Tensor = visual.ln_post(visual.transformer(visual.ln_pre(torch.cat([classes, embedded], dim=1))))
+    return tokens, chosen
 
 
 def pretrain(
@@ -150,7 +186,9 @@ def pretrain(
         The loss of each step.
     """
     kinds = int(labels.kind.max()) + 1
-    parts = nn.ModuleDict({"tower": visual, **{n: Questions(dims.vision.width, kinds) for n in ("class", "patch")}})
+    width = dims.vision.width
+    parts = nn.ModuleDict({"tower": visual, "class": Questions(width, kinds, 1, WEIGHT_QUALITY)})
+    parts["patch"] = Questions(width, kinds, labels.parts.shape[2], WEIGHT_PARTS)
     optimizer = _optimizer(parts, how)
     losses: list[float] = []
     if state.is_file():
@@ -159,17 +197,20 @@ def pretrain(
         optimizer.load_state_dict(kept["optimizer"])
         losses = kept["losses"]
     parts.train()
-    truths = [torch.from_numpy(value) for value in (labels.kind, labels.level, labels.quality)]
+    local = torch.from_numpy(labels.parts)
+    truths = [torch.from_numpy(value) for value in (labels.kind, labels.level, labels.quality[:, None])]
     with steps.step(f"kinds and levels, from step {len(losses)} to {how.steps}", how.steps - len(losses)) as tick:
         for step in range(len(losses), how.steps):
             factor = min(1.0, (step + 1) / how.warmup) * 0.5 * (1 + math.cos(math.pi * step / how.steps))
             for group in optimizer.param_groups:
                 group["lr"] = how.lr * factor
             chosen, crops, draw = _drawn(views, len(labels.kind), how, step)
-            tokens = some_tokens(visual, dims, crops, how.keep, draw)
+            tokens, patches = some_tokens(visual, dims, crops, how.keep, draw)
             truth = [value[chosen] for value in truths]
-            each = [value[:, None].expand(-1, how.keep).reshape(-1) for value in truth]
-            loss = parts["class"].loss(tokens[:, 0], *truth) + parts["patch"].loss(tokens[:, 1:].flatten(0, 1), *each)
+            each = [value[:, None].expand(-1, how.keep).reshape(-1) for value in truth[:2]]
+            here = local[chosen[:, None], patches].flatten(0, 1).float()
+            loss = parts["class"].loss(tokens[:, 0], *truth)
+            loss = loss + parts["patch"].loss(tokens[:, 1:].flatten(0, 1), *each, here)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parts.parameters(), 1.0)

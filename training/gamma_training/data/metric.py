@@ -24,7 +24,7 @@ from gamma_runtime.cli import require
 from gamma_runtime.decode import Pixels
 from gamma_runtime.errors import UsageError
 
-__all__ = ["MIN_SIDE", "VERSION", "quality"]
+__all__ = ["MIN_SIDE", "VERSION", "local_parts", "quality"]
 
 VERSION = 1  # of the definition; caches of computed labels carry it
 MIN_SIDE = 64  # pixels
@@ -65,6 +65,52 @@ def quality(original: Pixels, distorted: Pixels) -> float:
     )
 
 
+def local_parts(original: Pixels, distorted: Pixels, side: int) -> NDArray[np.float32]:
+    """Where a photo has lost what: the parts of `quality` as they are in each square of the photo.
+
+    Args:
+        original: RGB, uint8 ``[H, W, 3]``, sides that are multiples of ``side``.
+        distorted: RGB, uint8, of the same shape.
+        side: of a square in pixels, a multiple of 4.
+
+    Returns:
+        float32 ``[H / side, W / side, 4]``: mean SSIM over the three sizes, mean similarity of the gradients, the mean
+        of its square (`quality` takes the deviation), mean similarity of the chroma; 1 is unchanged.
+    """
+    one, other = (_luma_chroma(pixels) for pixels in (original, distorted))
+    luma, other_luma = (np.ascontiguousarray(values[:, :, 0]) for values in (one, other))
+    structure = np.zeros((original.shape[0] // side, original.shape[1] // side), np.float32)
+    here, there = luma, other_luma
+    for scale in range(_SCALES):
+        if scale:
+            here, there = _half(here), _half(there)
+        structure += _in_squares(_similar_structure(here, there), side >> scale) / np.float32(_SCALES)
+    gradients = _gradients_similar(_half(luma), _half(other_luma))
+    chroma = _chroma_similar(_half(one[:, :, 1:]), _half(other[:, :, 1:]))
+    squares = [_in_squares(values, side // 2) for values in (gradients, gradients**2, chroma)]
+    return np.stack([structure, *squares], axis=2)
+
+
+def _in_squares(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """Means of squares, ``[H, W]`` to ``[H / side, W / side]``."""
+    rows, columns = values.shape[0] // side, values.shape[1] // side
+    means: NDArray[np.float32] = values.reshape(rows, side, columns, side).mean(axis=(1, 3))
+    return means
+
+
+def _similar_structure(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    """SSIM's map, up to the border; scikit-image's takes ten times as long."""
+    cv2 = require("cv2", "cpu")
+    mean, other_mean, square, other_square, product = (
+        cv2.GaussianBlur(values, (11, 11), 1.5) for values in (one, other, one * one, other * other, one * other)
+    )
+    first, second = ((share * _PEAK) ** 2 for share in (0.01, 0.03))
+    shift = _similar(mean * other_mean, mean**2 + other_mean**2, first)
+    detail = (2 * (product - mean * other_mean) + second) / (square - mean**2 + other_square - other_mean**2 + second)
+    found: NDArray[np.float32] = shift * detail
+    return found
+
+
 def _luma_chroma(pixels: Pixels) -> NDArray[np.float32]:
     """Y, Cr, Cb of 0 to 255 ``[H, W, 3]``; no colour is 127.5."""
     cv2 = require("cv2", "cpu")
@@ -99,7 +145,9 @@ def _gradient(luma: NDArray[np.float32]) -> NDArray[np.float32]:
     return magnitude
 
 
-def _similar(product: NDArray[np.float32], squares: NDArray[np.float32], floor: float) -> NDArray[np.float32]:
+def _similar(
+    product: NDArray[np.float32], squares: NDArray[np.float32], floor: float | np.float32
+) -> NDArray[np.float32]:
     """1 where both are the same, towards 0 as they differ; what is small against the floor counts as the same."""
     similar: NDArray[np.float32] = (2 * product + np.float32(floor)) / (squares + np.float32(floor))
     return similar
@@ -107,12 +155,20 @@ def _similar(product: NDArray[np.float32], squares: NDArray[np.float32], floor: 
 
 def _detail(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """1 less twice the deviation of the gradients' similarity (a deviation of numbers within 0 to 1: at most 0.5)."""
+    return max(0.0, 1 - 2 * float(_gradients_similar(one, other).std(dtype=np.float64)))
+
+
+def _gradients_similar(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
     here, there = _gradient(one), _gradient(other)
-    return max(0.0, 1 - 2 * float(_similar(here * there, here**2 + there**2, _GRADIENT_FLOOR).std(dtype=np.float64)))
+    return _similar(here * there, here**2 + there**2, _GRADIENT_FLOOR)
 
 
 def _colour(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Mean similarity of the chroma vectors ``[H, W, 2]``."""
+    return max(0.0, float(_chroma_similar(one, other).mean(dtype=np.float64)))
+
+
+def _chroma_similar(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
     one, other = one - np.float32(_PEAK / 2), other - np.float32(_PEAK / 2)
     squares = (one**2 + other**2).sum(axis=2)
-    return max(0.0, float(_similar((one * other).sum(axis=2), squares, _CHROMA_FLOOR).mean(dtype=np.float64)))
+    return _similar((one * other).sum(axis=2), squares, _CHROMA_FLOOR)
