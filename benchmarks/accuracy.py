@@ -22,6 +22,7 @@ from gamma_runtime.errors import EXIT_GATE, EXIT_OK
 from gamma_runtime.files import hash_file, write_atomically
 
 UNCHANGED = 1e-3
+KEPT = ("photos", "sets", "scenes", "distortions", "protocol")  # of what gamma-eval says; the rest names files
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -42,8 +43,12 @@ def _evaluate(options: Options, source: Path, *more: str) -> dict[str, Any]:
     words: list[str | Path] = [command("gamma-eval"), source, "--data", options.data, "--split", options.split]
     if options.limit is not None:
         words += ["--limit", str(options.limit)]
-    made: dict[str, Any] = json.loads(run_child([*words, "--json", "--quiet", *more]).output)
-    return made
+    made = json.loads(run_child([*words, "--json", "--quiet", *more]).output)
+    return {name: made[name] for name in KEPT}
+
+
+def _srcc(source: dict[str, Any]) -> dict[str, float]:
+    return {row["name"]: row["srcc"] for row in source["sets"]}
 
 
 def measure(options: Options) -> int:
@@ -61,10 +66,7 @@ def measure(options: Options) -> int:
             log(precision)
             sources[precision] = _evaluate(options, bundle, "--precision", precision)
     gaps = {
-        precision: max(
-            abs(row["srcc"] - sources["pytorch"]["sets"][name]["srcc"])
-            for name, row in sources[precision]["sets"].items()
-        )
+        precision: max(abs(srcc - _srcc(sources["pytorch"])[name]) for name, srcc in _srcc(sources[precision]).items())
         for precision in PRECISIONS
     }
     judged = [Goal(f"SRCC unchanged in {p}", UNCHANGED, gap, "SRCC", gap <= UNCHANGED) for p, gap in gaps.items()]

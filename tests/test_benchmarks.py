@@ -15,7 +15,9 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.common import RESULTS, ROOT, Bystanders, in_turn, medians, run_child, unsteady
-from gamma_runtime.errors import EnvironmentFault
+from gamma_export.photos import packaged_photos
+from gamma_runtime.errors import EXIT_GATE, EXIT_OK, EnvironmentFault
+from tests import tiny_export
 from tests.runtime.engine_bundle import needs_rtx
 
 
@@ -127,6 +129,27 @@ def test_overlap(work: Path) -> None:
     assert all(contender["same_scores"] for contender in result["contenders"].values())
     assert result["contenders"]["one after another"]["ratio"] == 1.0
     assert output.startswith("one after another: ")
+
+
+@pytest.mark.long
+def test_accuracy(work: Path) -> None:
+    photos = packaged_photos()
+    rows = [f"{path.name},{number / len(photos):.3f},test" for number, path in enumerate(photos)]
+    (work / "table.csv").write_text("\n".join(["path,mos,split", *rows]) + "\n")
+    lines = ("data:", "  - table: table.csv", f"    root: {photos[0].parent}", "    name: made-up", "    range: [0, 1]")
+    (work / "data.yaml").write_text("\n".join(lines) + "\n")
+    words = [tiny_export.checkpoint(), "--data", work / "data.yaml", "--name", "tiny", "--result", work]
+    command = [sys.executable, "benchmarks/accuracy.py", *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (work / "accuracy-tiny.json").is_file(), done.stderr
+    result = json.loads((work / "accuracy-tiny.json").read_text())
+    assert [len(source["sets"]) for source in result["sources"].values()] == [1, 1, 1]
+    eager, fp32, fp16 = (source["sets"][0]["srcc"] for source in result["sources"].values())
+    assert fp32 == pytest.approx(eager, abs=1e-6)  # the very ranks
+    gaps = [abs(fp32 - eager), abs(fp16 - eager)]
+    assert [goal["measured"] for goal in result["goals"]] == pytest.approx(gaps)
+    assert done.returncode == (EXIT_OK if max(gaps) <= 1e-3 else EXIT_GATE), done.stderr
+    assert str(photos[0]) not in json.dumps(result)
 
 
 def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
