@@ -10,6 +10,7 @@ import pytest
 
 from gamma_runtime.bundle import ENGINES, MANIFEST, Bundle, read_engines
 from gamma_runtime.engines import BuildProgress, EngineOptions, build_engines, parse_capabilities, select_graphs
+from gamma_runtime.engines.store import runtime_cache
 from gamma_runtime.errors import InputError, UsageError
 from tests.runtime.engine_bundle import SCENES, make_bundle, needs_rtx, run, snapshot
 
@@ -89,12 +90,14 @@ def test_same_key_replaces_and_other_keys_stay(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "b.gamma")
     (first,) = build_engines(bundle, _rtx("8.6"))
     (other,) = build_engines(bundle, _rtx("8.9"))
+    for entry in (first, other):
+        (bundle.folder / runtime_cache(entry)).write_bytes(b"kernels")
     changed = make_bundle(tmp_path / "b.gamma", seed=1)
     (second,) = build_engines(changed, _rtx("8.6"))
     assert second.file != first.file
     assert read_engines(bundle.folder).engines == [other, second]
     present = {path.name for path in bundle.folder.glob("*-trtrtx*")}
-    assert present == {other.file, other.log, second.file, second.log}
+    assert present == {other.file, other.log, runtime_cache(other), second.file, second.log}
 
 
 def test_leftovers_of_ours_go_and_foreign_files_stay(tmp_path: Path) -> None:

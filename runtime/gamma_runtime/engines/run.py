@@ -16,7 +16,7 @@ from gamma_runtime.engines.host import this_device
 from gamma_runtime.engines.load import fitting_engine, load_engine
 from gamma_runtime.engines.options import LABELS, EngineOptions, Flavour
 from gamma_runtime.engines.runtime_cache import RuntimeCache
-from gamma_runtime.engines.store import publish
+from gamma_runtime.engines.store import publish, runtime_cache
 from gamma_runtime.engines.use import EngineUse
 from gamma_runtime.errors import EXIT_GATE, EnvironmentFault, GammaError, InputError, IntegrityError, OutputError
 from gamma_runtime.files import TEMPORARY_PREFIX
@@ -119,7 +119,7 @@ def _open(bundle: Bundle, entry: EngineEntry, use: EngineUse) -> TensorRtBackend
     loaded = load_engine(bundle, entry, use.engine_dir)
     cache = None
     if entry.flavour == "tensorrt-rtx":
-        cache = RuntimeCache(plan.with_suffix(".rtxcache"), entry.sha256)
+        cache = RuntimeCache(plan.with_name(runtime_cache(entry)), entry.sha256)
     return TensorRtBackend(plan, loaded, open_cuda(), name=entry.flavour, version=entry.version, use=use, cache=cache)
 
 

@@ -18,9 +18,9 @@ from gamma_runtime.files import locked, sweep_temporaries, sync_directory, write
 if TYPE_CHECKING:
     from gamma_runtime.manifest import EngineEntry, Engines, FileEntry
 
-__all__ = ["plan_stem", "prepare", "publish", "read_plan", "read_recorded"]
+__all__ = ["plan_stem", "prepare", "publish", "read_plan", "read_recorded", "runtime_cache"]
 
-_OURS = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16)-trt(rtx)?[\d.]+-sm[a-z0-9_]+-[0-9a-f]{8}\.(plan|log)")
+_OURS = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16)-trt(rtx)?[\d.]+-sm[a-z0-9_]+-[0-9a-f]{8}\.(plan|log|rtxcache)")
 _REBUILD = "gamma-build makes it again"
 
 
@@ -103,7 +103,12 @@ def publish(
 
 
 def _names(engines: Engines) -> set[str]:
-    return {name for entry in engines.engines for name in (entry.file, entry.log)}
+    return {name for entry in engines.engines for name in (entry.file, entry.log, runtime_cache(entry))}
+
+
+def runtime_cache(entry: EngineEntry) -> str:
+    """Name of the file in which TensorRT-RTX's kernels for a plan are kept; engines.json does not record it."""
+    return f"{entry.file.removesuffix('.plan')}.rtxcache"
 
 
 def _keep_cache(folder: Path, old: Engines, cache: tuple[str, bytes] | None) -> list[FileEntry]:
@@ -128,7 +133,7 @@ def _key(entry: EngineEntry) -> tuple[object, ...]:
 
 
 def _sweep(folder: Path, listed: set[str]) -> None:
-    """Remove plans and logs of ours that engines.json does not list: replaced, or left by a crash."""
+    """Remove plans, logs and kernels of ours that engines.json does not list: replaced, or left by a crash."""
     for path in folder.iterdir():
         if path.name not in listed and _OURS.fullmatch(path.name):
             path.unlink(missing_ok=True)
