@@ -264,3 +264,8 @@ def test_crops_have_labels_of_their_own_pixels(tmp_path: Path) -> None:
     again, same = crops.draw_crops(photos, (), 0, 0, tmp_path, Steps())
     assert (same.quality == labels.quality).all()
     assert np.array_equal(again(7, 0), views(7, 0))
+    both, joined = again + views, same + labels
+    assert len(joined.kind) == len(joined.parts) == 2 * len(clean)
+    assert np.array_equal(both(len(clean) + 7, 0), views(7, 0))
+    with pytest.raises(IndexError):
+        both(2 * len(clean), 0)

@@ -46,18 +46,31 @@ class Labels:
     quality: NDArray[np.float32]
     parts: NDArray[np.float16]
 
+    def __add__(self, more: Labels) -> Labels:
+        """These, and then others."""
+        fields = [field.name for field in dataclasses.fields(self)]
+        return Labels(*(np.concatenate([getattr(self, name), getattr(more, name)]) for name in fields))
+
 
 class Crops:
-    """One crop a sample: uint8 ``[N, 224, 224, 3]``."""
+    """One crop a sample: arrays of uint8 ``[N, 224, 224, 3]``, one after another."""
 
     crops = 1
 
-    def __init__(self, pixels: Pixels) -> None:
-        self._pixels = pixels
+    def __init__(self, *arrays: Pixels) -> None:
+        self._arrays = arrays
 
     def __call__(self, index: int, _view: int) -> Pixels:
         """The crop of a sample."""
-        return np.asarray(self._pixels[index])
+        for pixels in self._arrays:
+            if index < len(pixels):
+                return np.asarray(pixels[index])
+            index -= len(pixels)
+        raise IndexError(index)
+
+    def __add__(self, more: Crops) -> Crops:
+        """These, and then others."""
+        return Crops(*self._arrays, *more._arrays)
 
 
 def draw_crops(

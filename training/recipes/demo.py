@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,23 +64,25 @@ WEIGHTS: dict[str, dict[str, float]] = {
         "impulse-noise": 0.4,
     },
 }
-CROPS = 50  # of a photo at each size, for the base
+CROPS = 50  # of a photo at each size, for each round of the base
+# Steps and learning rate of each round; the second one has as many crops more, never seen before. What a single round
+# of 12000 steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
+ROUNDS = ((12000, 1e-3), (5000, 5e-4))
 CLEAN = 400  # of them that say what is usual
 NATURAL_SHARE = 0.4  # of the training samples; the rest is shared by the other scenes
 VAL_SAMPLES = 600
 
 RECIPE = {
     "trainable": "all",
-    "epochs": 6,
+    "epochs": 4,
     "batch": 32,
-    "lr": 1e-4,
+    "lr": 5e-5,
     "lr_fresh": 5e-4,
     "weight_decay": 0.05,
     "schedule": "cosine-steps",
     "warmup": 100,
     "clip": 1.0,
     "ema": 0.998,
-    "cache": {"crops": 2},
     "save_every": 100,
     "licence": "Apache-2.0",
     "label": "demo",
@@ -92,7 +95,7 @@ class DemoOptions(CommonOptions):
 
     photos: Path = option(help="folder of fetch_photos.py", positional=True)
     work: Path = option(Path("build/demo"), "folder of the run")
-    steps: int = option(6000, "steps in which the base learns kinds and levels")
+    short: int = option(1, "divide the base's steps by so much, to try something out")
     epochs: int = option(RECIPE["epochs"], "passes of the Gamma over the training samples")
     seed: int = option(20261125, "of everything that is drawn")
     threads: int | None = option(None, "CPU threads; PyTorch's own choice when left out")
@@ -184,14 +187,14 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     return *compact_tokens(state, whole, prompts), fresh
 
 
-def write_base(path: Path, photos: Path, data: DataSpec, how: Pretext, steps: Steps) -> None:
+def write_base(path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretext], steps: Steps) -> None:
     """Draw a tower, let it learn kinds and levels on photos of the train split, and write the base of the run.
 
     Args:
-        path: of the base; the crops that it learned from stay beside it.
+        path: of the base; the crops that it learned from, gigabytes, stay beside it.
         photos: the clean ones.
         data: the synthetic set; its seed decides the split.
-        how: see `Pretext`.
+        rounds: see `ROUNDS`.
         steps: progress.
     """
     from crops import draw_crops
@@ -209,16 +212,21 @@ def write_base(path: Path, photos: Path, data: DataSpec, how: Pretext, steps: St
         for content, place in clean_photos(photos).items()
         if content not in shown and split_of(data.seed, content) == "train"
     }
-    views, labels = draw_crops(learned, KINDS, CROPS, how.seed, path.parent, steps)
-    dims = small_dims()
+    seed, dims = rounds[0].seed, small_dims()
     plain = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=dims.vision.layers))
     model = Gamma(plain)
-    model.load_state_dict(scratch_state(plain, how.seed))
+    model.load_state_dict(scratch_state(plain, seed))
     visual = model.clip_model.visual
-    clean = np.flatnonzero(labels.kind == 0)[:CLEAN]
-    detail_start(visual, plain, np.stack([views(int(index), 0) for index in clean]))
-    pretrain(visual, plain, views, labels, how, path.with_name("pretext.pt"), steps)
-    state, made, fresh = base_of(visual, dims, how.seed)
+    for number, how in enumerate(rounds):
+        drawn = draw_crops(learned, KINDS, CROPS, how.seed, path.parent / f"crops-{number}", steps)
+        if number == 0:
+            views, labels = drawn
+            clean = np.flatnonzero(labels.kind == 0)[:CLEAN]
+            detail_start(visual, plain, np.stack([views(int(index), 0) for index in clean]))
+        else:
+            views, labels = views + drawn[0], labels + drawn[1]
+        pretrain(visual, plain, views, labels, how, path.with_name(f"pretext-{number}.pt"), steps)
+    state, made, fresh = base_of(visual, dims, seed)
     write_safetensors(path, state, prompts="sdp", label="untrained experts and head", dims=made, fresh=fresh)
 
 
@@ -248,7 +256,11 @@ def demo(options: DemoOptions) -> int:
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     config = read_config(path)
     if not base.is_file():
-        write_base(base, options.photos, spec, Pretext(steps=options.steps, seed=options.seed), steps)
+        rounds = [
+            Pretext(steps=count // options.short, lr=rate, seed=options.seed + number)
+            for number, (count, rate) in enumerate(ROUNDS)
+        ]
+        write_base(base, options.photos, spec, rounds, steps)
     train(config, resume=True, steps=steps)
     best = options.work / "run" / BEST
     if options.install:
