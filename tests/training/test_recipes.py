@@ -122,7 +122,8 @@ def test_the_demos_base_knows_the_words_of_the_scenes_and_no_other(demo: ModuleT
     read = read_checkpoint(tmp_path / "base.safetensors")
     assert "clip_model.visual.proj" in read.fresh
     assert "clip_model.token_embedding.weight" in read.fresh
-    assert not any(".visual." in name and "c_fc" in name for name in read.fresh)
+    assert not any(".visual." in name and "useful_experts" in name for name in read.fresh)
+    assert any(".visual." in name and "expert_2.c_fc" in name for name in read.fresh)
     model = build_model(read)
     with torch.inference_mode():
         text = model.text_features(tokenize(SCENES["plain"].prompts, read.dims.context))
@@ -130,7 +131,8 @@ def test_the_demos_base_knows_the_words_of_the_scenes_and_no_other(demo: ModuleT
         with pytest.raises(InputError, match="never learned the word 'product'"):
             model.text_features(tokenize(["bad product photo"], read.dims.context))
         crops = model.normalise(torch.randint(256, (2, 224, 224, 3), dtype=torch.uint8))
-        assert torch.equal(model.clip_model.visual.tokens(crops), visual.tokens(crops))  # scale is 0: what was learned
+        assert model.clip_model.visual.tokens(crops) == pytest.approx(visual.tokens(crops), abs=1e-4)
+    assert read.state["clip_model.visual.transformer.resblocks.1.mlp.scale"] == pytest.approx(demo.EXPERTS)
 
 
 def test_all_patches_in_any_order_are_the_tower_itself(demo: ModuleType) -> None:

@@ -68,6 +68,7 @@ CROPS = 50  # of a photo at each size, for each round of the base
 # Steps and learning rate of each round; the second one has as many crops more, never seen before. What a single round
 # of 12000 steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
 ROUNDS = ((12000, 1e-3), (5000, 5e-4))
+EXPERTS = 0.3  # share of a block's MLP that its adaptive experts take over at the start
 CLEAN = 400  # of them that say what is usual
 NATURAL_SHARE = 0.4  # of the training samples; the rest is shared by the other scenes
 VAL_SAMPLES = 600
@@ -164,7 +165,8 @@ def small_dims() -> GammaDims:
 def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, Tensor], GammaDims, list[str]]:
     """A Gamma that knows what the tower knows, and the words of the built-in scenes; state, dimensions, fresh tensors.
 
-    As from any base: experts are copies of the block's MLP, and their scale is 0.
+    Adaptive experts take over a share of the MLP that they are copies of, and count as fresh: from scale 0 their
+    gradients are 0, and a short training leaves them where they began.
     """
     import torch
 
@@ -180,11 +182,21 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     drawn = fresh_text(text.width, text.layers, dims.context, dims.embed, seed)
     additions = Additions(first, text.first_moae, dims.vision.experts, seed, rounded=False)
     state = gamma_from_clip(Path("pretext"), {**clip, **drawn}, additions)
+    hand_over(state, EXPERTS)
     learned = {f"clip_model.{name}" for name in clip} - {"clip_model.visual.proj"}
-    fresh = [name for name in state if name not in learned and not (".visual." in name and "experts." in name)]
+    fresh = [name for name in state if name not in learned and not (".visual." in name and ".useful_experts." in name)]
     prompts = [prompt for scene in SCENES.values() for prompt in scene.prompts]
     whole = dims_of({name: tuple(tensor.shape) for name, tensor in state.items()})
     return *compact_tokens(state, whole, prompts), fresh
+
+
+def hand_over(state: dict[str, Tensor], share: float) -> None:
+    """Give a share of each shared expert to its copies, in place: gates sum to 1, so blocks compute what they did."""
+    for name in [name for name in state if name.endswith(".scale")]:
+        shared = f"{name.removesuffix('scale')}useful_experts.c_proj"
+        for part in ("weight", "bias"):
+            state[f"{shared}.{part}"] = state[f"{shared}.{part}"] * (1 - share)
+        state[name] = state[name] + share
 
 
 def write_base(path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretext], steps: Steps) -> None:
