@@ -27,6 +27,7 @@ from gamma_runtime.files import hash_file, write_atomically
 from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
+    import torch
     from pretext import Pretext
     from torch import Tensor
 
@@ -69,22 +70,29 @@ CROPS = 50  # of a photo at each size, for each round of the base
 # of 12000 steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
 ROUNDS = ((12000, 1e-3), (5000, 5e-4))
 EXPERTS = 0.3  # share of a block's MLP that its adaptive experts take over at the start
+UNLIKE = 0.2  # how much they differ at the start: noise on their first layers, as a share of the weights' RMS
 CLEAN = 400  # of them that say what is usual
 NATURAL_SHARE = 0.4  # of the training samples; the rest is shared by the other scenes
 VAL_SAMPLES = 600
 
-RECIPE = {
-    "trainable": "all",
-    "epochs": 4,
-    "batch": 32,
-    "lr": 5e-5,
+# First the head alone, on what the base says of some views of each photo; then everything, slowly, on new views.
+HEAD = {
+    "freeze_blocks": 4,
+    "epochs": 15,
+    "lr": 5e-4,
     "lr_fresh": 5e-4,
+    "validate_every": 15,
+    "cache": {"crops": 3},
+}
+RECIPE = {"epochs": 2, "lr": 3e-5, "lr_fresh": 3e-4, "save_every": 100}
+BOTH = {
+    "trainable": "all",
+    "batch": 32,
     "weight_decay": 0.05,
     "schedule": "cosine-steps",
     "warmup": 100,
     "clip": 1.0,
     "ema": 0.998,
-    "save_every": 100,
     "licence": "Apache-2.0",
     "label": "demo",
 }
@@ -97,7 +105,6 @@ class DemoOptions(CommonOptions):
     photos: Path = option(help="folder of fetch_photos.py", positional=True)
     work: Path = option(Path("build/demo"), "folder of the run")
     short: int = option(1, "divide the base's steps by so much, to try something out")
-    epochs: int = option(RECIPE["epochs"], "passes of the Gamma over the training samples")
     seed: int = option(20261125, "of everything that is drawn")
     threads: int | None = option(None, "CPU threads; PyTorch's own choice when left out")
     install: bool = option(False, "also make it the packaged checkpoint, in float16")
@@ -131,26 +138,32 @@ def packaged(photos: Path) -> set[str]:
     return {content for content, path in clean_photos(photos).items() if path.name.endswith(names)}
 
 
-def write_table(source: Path, table: Path, shown: set[str]) -> None:
+def write_tables(source: Path, shown: set[str]) -> tuple[Path, Path]:
     """The synthetic set's table with a scene a sample and its target there; val and test are in natural-quality.
 
     Args:
-        source: the table of ``gamma-train make-data``.
-        table: to write.
+        source: the table of ``gamma-train make-data``; ours come beside it.
         shown: contents that belong to the test split, whatever the source says.
+
+    Returns:
+        The table, and one without the test photos.
     """
     with source.open(newline="", encoding="utf-8") as stream:
         rows = [row | ({"split": "test"} if row["content"] in shown else {}) for row in csv.DictReader(stream)]
     val = sorted((row["path"] for row in rows if row["split"] == "val"), key=lambda path: _place(f"val {path}"))
     kept = set(val[:VAL_SAMPLES])
-    lines = ["path,mos,split,scene,content"]
+    lines, learned = ["path,mos,split,scene,content"], ["path,mos,split,scene,content"]
     for row in rows:
         if row["split"] == "val" and row["path"] not in kept:
             continue
         scene = scene_of(row["path"]) if row["split"] == "train" else NATURAL
         mos = target(scene, row["kind"], float(row["metric"]))
         lines.append(f"{row['path']},{mos:.6f},{row['split']},{scene},{row['content']}")
-    write_atomically(table, ("\n".join(lines) + "\n").encode())
+        learned += lines[-1:] if row["split"] != "test" else []
+    tables = source.with_name("scenes.csv"), source.with_name("scenes-learned.csv")
+    for table, content in zip(tables, (lines, learned), strict=True):
+        write_atomically(table, ("\n".join(content) + "\n").encode())
+    return tables
 
 
 def small_dims() -> GammaDims:
@@ -165,8 +178,8 @@ def small_dims() -> GammaDims:
 def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, Tensor], GammaDims, list[str]]:
     """A Gamma that knows what the tower knows, and the words of the built-in scenes; state, dimensions, fresh tensors.
 
-    Adaptive experts take over a share of the MLP that they are copies of, and count as fresh: from scale 0 their
-    gradients are 0, and a short training leaves them where they began.
+    Adaptive experts take over a share of the MLP that they are copies of, and differ a little: from scale 0, and as
+    mere copies, their gradients are 0 or the same, and a short training leaves them where they began.
     """
     import torch
 
@@ -182,16 +195,21 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     drawn = fresh_text(text.width, text.layers, dims.context, dims.embed, seed)
     additions = Additions(first, text.first_moae, dims.vision.experts, seed, rounded=False)
     state = gamma_from_clip(Path("pretext"), {**clip, **drawn}, additions)
-    hand_over(state, EXPERTS)
+    hand_over(state, EXPERTS, UNLIKE, generator)
     learned = {f"clip_model.{name}" for name in clip} - {"clip_model.visual.proj"}
-    fresh = [name for name in state if name not in learned and not (".visual." in name and ".useful_experts." in name)]
+    fresh = [name for name in state if name not in learned and not (".visual." in name and "experts." in name)]
     prompts = [prompt for scene in SCENES.values() for prompt in scene.prompts]
     whole = dims_of({name: tuple(tensor.shape) for name, tensor in state.items()})
     return *compact_tokens(state, whole, prompts), fresh
 
 
-def hand_over(state: dict[str, Tensor], share: float) -> None:
-    """Give a share of each shared expert to its copies, in place: gates sum to 1, so blocks compute what they did."""
+def hand_over(state: dict[str, Tensor], share: float, unlike: float, generator: torch.Generator) -> None:
+    """Give a share of each shared expert to its copies, in place: gates sum to 1, so blocks compute nearly the same."""
+    import torch
+
+    for name in [name for name in state if ".experts." in name and name.endswith("c_fc.weight")]:
+        noise = torch.randn(state[name].shape, generator=generator)
+        state[name] = state[name] + unlike * state[name].square().mean().sqrt() * noise
     for name in [name for name in state if name.endswith(".scale")]:
         shared = f"{name.removesuffix('scale')}useful_experts.c_proj"
         for part in ("weight", "bias"):
@@ -258,22 +276,20 @@ def demo(options: DemoOptions) -> int:
     spec = DataSpec(synthetic=options.photos, kinds=KINDS)
     if not (data / TABLE).is_file():
         make_set(spec, data, steps)
-    table, base, path = data / "scenes.csv", options.work / "base.safetensors", options.work / "demo.yaml"
-    write_table(data / TABLE, table, packaged(options.photos))
-    content = {**RECIPE, "out": "run", "base": base.name, "epochs": options.epochs, "seed": options.seed % 1000}
-    content |= {"data": [{"table": "set/scenes.csv", "name": "synthetic", "range": [0, 1]}]}
+    tables, base = write_tables(data / TABLE, packaged(options.photos)), options.work / "base.safetensors"
+    configs = write_configs(options, base, tables)
     if options.threads:
         torch.set_num_threads(options.threads)
-        content["threads"] = options.threads
-    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
-    config = read_config(path)
     if not base.is_file():
         rounds = [
             Pretext(steps=count // options.short, lr=rate, seed=options.seed + number)
             for number, (count, rate) in enumerate(ROUNDS)
         ]
         write_base(base, options.photos, spec, rounds, steps)
-    train(config, resume=True, steps=steps)
+    for path in configs:
+        config = read_config(path)
+        if not (config.out / "report.json").is_file():
+            train(config, resume=True, steps=steps)
     best = options.work / "run" / BEST
     if options.install:
         install(best)
@@ -281,6 +297,21 @@ def demo(options: DemoOptions) -> int:
     out(json.dumps(facts) if options.json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
     log(f"report: {best.parent / 'report.md'}")
     return EXIT_OK
+
+
+def write_configs(options: DemoOptions, base: Path, tables: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The configurations of both parts: the head's, and the run's."""
+    shared = BOTH | {"seed": options.seed % 1000} | ({"threads": options.threads} if options.threads else {})
+    whole, learned = ([{"table": f"set/{table.name}", "name": "synthetic", "range": [0, 1]}] for table in tables)
+    parts = (
+        ("head", HEAD | {"base": base.name, "data": learned}),
+        ("run", RECIPE | {"base": "head/best.safetensors", "data": whole}),
+    )
+    made = []
+    for name, part in parts:
+        made.append(options.work / f"{name}.yaml")
+        write_atomically(made[-1], (json.dumps({**shared, **part, "out": name}, indent=1) + "\n").encode())  # is YAML
+    return made[0], made[1]
 
 
 def install(best: Path) -> None:
