@@ -14,11 +14,12 @@ PHOTOS := gamma_export/data/photos
 # NVIDIA publishes TensorRT-RTX for x86-64 only; elsewhere the demo goes without an engine.
 ENGINE := $(if $(filter x86_64,$(shell uname -m)),--engine tensorrt-rtx)
 
-demo: $(STAMP) ## export the demo checkpoint, score the packaged photos, prove the bundle
+demo: $(STAMP) ## export the demo checkpoint, score the packaged photos, prove the bundle and its order
 	@mkdir -p $(dir $(DEMO))
 	$(BIN)/gamma-export -o $(DEMO) $(ENGINE)
 	$(BIN)/gamma-run $(DEMO) $(PHOTOS)
 	$(BIN)/gamma-verify $(DEMO) --against demo
+	$(BIN)/gamma-order $(DEMO) --picture $(dir $(DEMO))order.png
 
 # The runner's line stays the last one printed: CI reads it.
 test: lint ## linters, types and all tests but those marked gpu or long

@@ -19,7 +19,7 @@ class CheckpointOptions:
 
 def make(options: CheckpointOptions) -> int:
     """Write the checkpoint: seed 0, conditioned on the packaged photos so that they get different scores."""
-    from gamma_export.demo import LABEL, conditioned_model
+    from gamma_export.untrained import LABEL, conditioned_model
     from gamma_training.checkpoint import write_authors
     from gamma_training.dims import FULL_SIZE
     from gamma_training.initialise import smaller

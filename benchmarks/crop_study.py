@@ -238,7 +238,7 @@ def report(options: Options) -> int:
     """Compare crop policies by distance to the dense mean, by opinion scores and by cost."""
     from crop_figure import draw, text
 
-    from gamma_export.demo import LABEL
+    from gamma_export.untrained import LABEL
 
     judge = open_judge(options.source, options.scene, options.backend, options.device, options.batch, options.threads)
     result = {

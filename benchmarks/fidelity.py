@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from gamma_export import demo, fold, parity, vision, weights
+from gamma_export import fold, parity, untrained, vision, weights
 from gamma_runtime import backends, steps
 from gamma_training import dims as model_dims
 from gamma_training import initialise, scenes
@@ -43,7 +43,7 @@ class Candidate:
         from gamma_export.photos import packaged_photos
 
         self.dims, self.folder = dims, folder
-        self.model, self.text, _ = demo.conditioned_model(dims, SEED, logit_scale=logit_scale)
+        self.model, self.text, _ = untrained.conditioned_model(dims, SEED, logit_scale=logit_scale)
         self.names = [scene.name for scene in scenes.scenes_of("sdp")]
         crops = parity.verification_crops(packaged_photos())[::3]  # the photos; not their degraded copies
         self.wanted = parity.reference(self.model, self.text, self.names, parity.Subjects(crops), steps.Steps())

@@ -1,8 +1,8 @@
-"""The README's numbers, made from the committed result files.
+"""The numbers of the README and of the demo's model card, made from the committed result files.
 
-    python benchmarks/tables.py            rewrite the blocks between the README's markers
+    python benchmarks/tables.py            rewrite the blocks between their markers
 
-tests/packaging/test_readme_numbers.py fails when the README says anything else than the files.
+tests/packaging/test_readme_numbers.py fails when they say anything else than the files.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,53 @@ def demo() -> str:
     return "\n".join(f"    {line}".rstrip() for line in lines)
 
 
+def accuracy(name: str) -> str:
+    """Correlation with the labels of the test photos: in PyTorch, and after export."""
+    result = _load(f"accuracy-{name}.json")
+    if result is None:
+        return "not measured"
+    titles = ["set", "photos", "scored by", "SRCC (95 %)", "PLCC", "KRCC", "RMSE"]
+    names = {"pytorch": "PyTorch, fp32", "fp32": "bundle, fp32", "fp16": "bundle, fp16 (emulated)"}
+    rows = [
+        [
+            row["name"],
+            str(row["photos"]),
+            names[source],
+            f"{row['srcc']:.4f} ({row['interval']['srcc'][0]:.3f} to {row['interval']['srcc'][1]:.3f})",
+            *(f"{row[one]:.3f}" for one in ("plcc", "krcc", "rmse")),
+        ]
+        for source, found in result["sources"].items()
+        for row in found["sets"]
+    ]
+    return _table(titles, rows)
+
+
+def distortions() -> str:
+    """The demo checkpoint, kind by kind."""
+    result = _load("accuracy-demo.json")
+    if result is None:
+        return "not measured"
+    rows = [
+        [
+            row["name"],
+            f"{row['srcc']:.3f}",
+            " ".join(f"{mean:.2f}" for mean in row["means"]),
+            "yes" if row["mean_falls"] else "NO",
+            f"{row['monotone']} of {row['contents']}",
+        ]
+        for row in result["sources"]["pytorch"]["distortions"]
+    ]
+    titles = ["distortion", "SRCC within it", "mean score, level 1 to 5", "falls", "photos whose scores fall"]
+    falls = sum(row["mean_falls"] for row in result["sources"]["pytorch"]["distortions"])
+    table = _table(titles, rows)
+    return f"{table}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
+
+
+def demo_accuracy() -> str:
+    """The demo checkpoint's row of numbers."""
+    return accuracy("demo")
+
+
 BLOCKS = {
     "demo": demo,
     "fidelity": fidelity,
@@ -206,20 +254,23 @@ BLOCKS = {
     "eager": eager,
     "overlap": overlap,
     "training": training,
+    "accuracy demo": demo_accuracy,
 }
+CARD_BLOCKS = {"accuracy demo": demo_accuracy, "distortions": distortions}
+FILES = {ROOT / "README.md": BLOCKS, ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS}
 
 
-def fill(readme: str) -> str:
-    """The README with every block between its markers made anew."""
-    for name, make in BLOCKS.items():
+def fill(text: str, blocks: Mapping[str, Callable[[], str]] = BLOCKS) -> str:
+    """A text with every block between its markers made anew."""
+    for name, make in blocks.items():
         pattern = re.compile(rf"(<!-- begin {name} -->\n).*?(<!-- end {name} -->)", re.DOTALL)
-        readme, count = pattern.subn(lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", readme)
+        text, count = pattern.subn(lambda match, make=make: f"{match[1]}\n{make()}\n\n{match[2]}", text)
         if count != 1:
-            raise SystemExit(f"README.md: {count} blocks named {name!r}, expected 1")
-    return readme
+            raise SystemExit(f"{count} blocks named {name!r}, expected 1")
+    return text
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(fill(path.read_text()))
+    for path, blocks in FILES.items():
+        path.write_text(fill(path.read_text(), blocks))
     sys.exit(0)

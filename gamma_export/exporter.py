@@ -54,7 +54,7 @@ def export(
     """Write a verified bundle.
 
     Args:
-        checkpoint: the authors' ``.pth``, a base CLIP state dict, our ``.safetensors``; None or ``"demo"``: untrained.
+        checkpoint: the authors' ``.pth``, a base CLIP state dict, our ``.safetensors``; None, ``"demo"``: ours.
         out: the bundle's folder, e.g. ``photo.gamma``; an older bundle there is replaced as a whole.
         options: see `ExportOptions`.
         steps: progress; silent when None.

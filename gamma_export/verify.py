@@ -167,6 +167,6 @@ def same_checkpoint(bundle: Bundle, against: Path | str) -> Checkpoint:
         raise IntegrityError(
             f"{path}: sha256 {read.sha256[:16]}… is not this bundle's checkpoint ({info.file}, {info.sha256[:16]}…)",
             hint="--against the checkpoint that was exported"
-            + ("; the demo checkpoint is made anew on every machine" if str(against) == DEMO else ""),
+            + ("; the demo checkpoint is another in every version" if str(against) == DEMO else ""),
         )
     return read

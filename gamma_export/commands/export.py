@@ -24,7 +24,7 @@ class ExportCommand(ExportOptions, CommonOptions):
 
     checkpoint: Path | None = option(
         None,
-        ".pth of the authors, base CLIP state dict, or .safetensors; the untrained demo when left out",
+        ".pth of the authors, base CLIP state dict, or .safetensors; the packaged demo when left out",
         positional=True,
     )
     out: Path | None = option(None, "the bundle's folder; CHECKPOINT's name with .gamma when left out", alias="-o")

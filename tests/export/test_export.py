@@ -320,12 +320,18 @@ def test_verify_notices_a_bundle_of_another_model(
         assert not all(row.passed for row in report.parity)
 
 
-def test_demo_checkpoint_is_deterministic(tmp_path: Path) -> None:
-    import torch
+def test_the_packaged_demo_is_a_trained_gamma_with_a_card() -> None:
+    from gamma_export.demo import PACKAGED, demo_checkpoint
+    from gamma_training.checkpoint import build_model, read_checkpoint
+    from gamma_training.scenes import SCENES, encode_scenes, scenes_of
 
-    from gamma_export.demo import demo_checkpoint
-    from gamma_training.checkpoint import read_checkpoint
-
-    first, second = (read_checkpoint(demo_checkpoint(tmp_path / name)) for name in ("a", "b"))
-    assert first.label == "untrained"
-    assert all(torch.allclose(first.state[name], second.state[name], atol=1e-6) for name in first.state)
+    read = read_checkpoint(demo_checkpoint())
+    assert (read.label, read.licence, read.prompts) == ("demo", "Apache-2.0", "sdp")
+    assert PACKAGED.stat().st_size <= 12e6
+    assert "not Gamma's published weights" in PACKAGED.with_name("CARD.md").read_text()
+    model = build_model(read)
+    features = encode_scenes(model, scenes_of("sdp"))
+    assert features.shape[0] == 5 * (len(SCENES) - 1)
+    for name, value in model.named_parameters():
+        if name.endswith(".scale"):
+            assert value.abs().max() > 1e-3, f"{name}: the experts take no part"

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gamma_export.demo import conditioned_model
 from gamma_export.fold import fold_text, fold_vision
 from gamma_export.lint import check_graph
 from gamma_export.parity import verification_crops
 from gamma_export.photos import packaged_photos
+from gamma_export.untrained import conditioned_model
 from gamma_export.vision import GraphOptions, build_graph
 from gamma_export.weights import write_weights
 from gamma_runtime.selftest import GATES

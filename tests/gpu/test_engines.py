@@ -34,10 +34,10 @@ RTX_KNOWS = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def demo() -> Path:
     from gamma_export.demo import demo_checkpoint
 
-    return demo_checkpoint(tmp_path_factory.mktemp("demo"))
+    return demo_checkpoint()
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
     folder = tmp_path_factory.mktemp("tensorrt")
     options = ExportOptions(precision=(PRECISION,), joint=True, crops="five", batch="1:2:4", native=True)
-    report = export(demo_checkpoint(folder), folder / "demo.gamma", options)
+    report = export(demo_checkpoint(), folder / "demo.gamma", options)
     return open_bundle(report.bundle)
 
 

@@ -80,17 +80,33 @@ def _source(folder: Path, count: int) -> Path:
     return path
 
 
-def test_the_demos_table_keeps_the_packaged_photos_out_of_training(demo: ModuleType, tmp_path: Path) -> None:
-    whole, learned = demo.write_tables(_source(tmp_path, 300), {"c0", "c1"})
-    rows = list(csv.DictReader(whole.read_text().splitlines()))
-    assert list(csv.DictReader(learned.read_text().splitlines())) == [row for row in rows if row["split"] != "test"]
-    by_content = {row["content"]: row for row in rows}
-    assert (by_content["c0"]["split"], by_content["c1"]["split"]) == ("test", "test")
-    train = [row for row in rows if row["split"] == "train"]
-    assert {row["scene"] for row in train} == set(SCENES)
-    assert all(row["scene"] == "natural-quality" for row in rows if row["split"] != "train")
-    haze = {row["scene"]: float(row["mos"]) for row in train}
-    assert haze["underwater-quality"] == pytest.approx(0.52)
+def test_packaged_photos_judge_the_demo_and_teach_it_nothing(demo: ModuleType, tmp_path: Path) -> None:
+    demo.write_judges(_source(tmp_path, 300), tmp_path / "judges.csv", {"c0", "c1"})
+    rows = list(csv.DictReader((tmp_path / "judges.csv").read_text().splitlines()))
+    splits = {row["path"]: row["split"] for row in rows}
+    assert (splits["p0.png"], splits["p1.png"]) == ("test", "test")
+    assert set(splits.values()) == {"val", "test"}
+    assert all(row["scene"] == "natural-quality" and float(row["mos"]) == pytest.approx(0.7) for row in rows)
+
+
+def test_the_demo_is_taught_by_crops_with_their_own_labels_in_all_scenes(demo: ModuleType, tmp_path: Path) -> None:
+    crops = _recipe("crops", ROOT)
+    pixels = np.random.default_rng(3).integers(256, size=(400, 8, 8, 3)).astype(np.uint8)
+    kind = np.full(400, 1 + demo.KINDS.index("haze"))
+    kind[:100] = 0
+    left = np.where(kind, 0.7, 1).astype(np.float32)
+    labels = crops.Labels(kind, left, left, np.ones((400, 1, 4), np.float16))
+    table = demo.write_taught(tmp_path / "taught", crops.Crops(pixels), labels, 5, Steps())
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert len(rows) == 400
+    assert {row["scene"] for row in rows} == set(SCENES)
+    assert {row["split"] for row in rows} == {"train"}
+    for row in rows[:20]:
+        number = int(row["path"].removesuffix(".png"))
+        assert np.array_equal(cv2.imread(str(table.parent / row["path"]))[:, :, ::-1], pixels[number])
+    hazy = {row["scene"]: float(row["mos"]) for row in rows if int(row["path"][:6]) >= 100}
+    assert hazy["underwater-quality"] == pytest.approx(0.52)
+    assert all(float(row["mos"]) == 1 for row in rows if int(row["path"][:6]) < 100)
 
 
 def test_all_packaged_photos_are_recognised_by_their_originals(demo: ModuleType, tmp_path: Path) -> None:

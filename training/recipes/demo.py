@@ -24,10 +24,12 @@ import numpy as np
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
 from gamma_runtime.errors import EXIT_OK
 from gamma_runtime.files import hash_file, write_atomically
+from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
     import torch
+    from crops import Crops, Labels
     from pretext import Pretext
     from torch import Tensor
 
@@ -65,6 +67,7 @@ WEIGHTS: dict[str, dict[str, float]] = {
         "impulse-noise": 0.4,
     },
 }
+COLUMNS = "path,mos,split,scene"
 CROPS = 50  # of a photo at each size, for each round of the base
 # Steps and learning rate of each round; the second one has as many crops more, never seen before. What a single round
 # of 12000 steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
@@ -75,16 +78,17 @@ CLEAN = 400  # of them that say what is usual
 NATURAL_SHARE = 0.4  # of the training samples; the rest is shared by the other scenes
 VAL_SAMPLES = 600
 
-# First the head alone, on what the base says of some views of each photo; then everything, slowly, on new views.
+TAUGHT = 16000  # of the base's crops, that the Gamma is trained on
+# First the head alone, on what the base says of these crops; then everything, slowly.
 HEAD = {
     "freeze_blocks": 4,
     "epochs": 15,
     "lr": 5e-4,
     "lr_fresh": 5e-4,
     "validate_every": 15,
-    "cache": {"crops": 3},
+    "cache": {"crops": 1},
 }
-RECIPE = {"epochs": 2, "lr": 3e-5, "lr_fresh": 3e-4, "save_every": 100}
+RECIPE = {"epochs": 1, "lr": 3e-5, "lr_fresh": 3e-4, "save_every": 100}
 BOTH = {
     "trainable": "all",
     "batch": 32,
@@ -93,6 +97,7 @@ BOTH = {
     "warmup": 100,
     "clip": 1.0,
     "ema": 0.998,
+    "validation": 0,  # of the crops: the set's own val photos choose
     "licence": "Apache-2.0",
     "label": "demo",
 }
@@ -138,32 +143,54 @@ def packaged(photos: Path) -> set[str]:
     return {content for content, path in clean_photos(photos).items() if path.name.endswith(names)}
 
 
-def write_tables(source: Path, shown: set[str]) -> tuple[Path, Path]:
-    """The synthetic set's table with a scene a sample and its target there; val and test are in natural-quality.
+def write_judges(source: Path, table: Path, shown: set[str]) -> None:
+    """The synthetic set's val and test photos, in natural-quality.
 
     Args:
-        source: the table of ``gamma-train make-data``; ours come beside it.
+        source: the table of ``gamma-train make-data``.
+        table: to write, beside it.
         shown: contents that belong to the test split, whatever the source says.
-
-    Returns:
-        The table, and one without the test photos.
     """
     with source.open(newline="", encoding="utf-8") as stream:
         rows = [row | ({"split": "test"} if row["content"] in shown else {}) for row in csv.DictReader(stream)]
     val = sorted((row["path"] for row in rows if row["split"] == "val"), key=lambda path: _place(f"val {path}"))
     kept = set(val[:VAL_SAMPLES])
-    lines, learned = ["path,mos,split,scene,content"], ["path,mos,split,scene,content"]
+    lines = [COLUMNS]
     for row in rows:
-        if row["split"] == "val" and row["path"] not in kept:
-            continue
-        scene = scene_of(row["path"]) if row["split"] == "train" else NATURAL
-        mos = target(scene, row["kind"], float(row["metric"]))
-        lines.append(f"{row['path']},{mos:.6f},{row['split']},{scene},{row['content']}")
-        learned += lines[-1:] if row["split"] != "test" else []
-    tables = source.with_name("scenes.csv"), source.with_name("scenes-learned.csv")
-    for table, content in zip(tables, (lines, learned), strict=True):
-        write_atomically(table, ("\n".join(content) + "\n").encode())
-    return tables
+        if row["split"] == "test" or row["path"] in kept:
+            mos = target(NATURAL, row["kind"], float(row["metric"]))
+            lines.append(f"{row['path']},{mos:.6f},{row['split']},{NATURAL}")
+    write_atomically(table, ("\n".join(lines) + "\n").encode())
+
+
+def write_taught(folder: Path, views: Crops, labels: Labels, seed: int, steps: Steps) -> Path:
+    """Some of the labelled crops as a set of their own, each in a scene; the path of its table.
+
+    A photo's label on any crop of it is a noisy one: a crop of sky in a blurred photo has lost nothing.
+    """
+    table = folder / "table.csv"
+    if table.is_file():
+        return table
+    import cv2
+
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen = np.random.default_rng(seed).permutation(len(labels.kind))[:TAUGHT]
+
+    def work(number: int) -> str:
+        name, kind = f"{number:06}.png", int(labels.kind[number])
+        data = cv2.imencode(".png", views(number, 0)[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1]
+        (folder / name).write_bytes(data.tobytes())
+        scene = scene_of(name)
+        mos = target(scene, KINDS[kind - 1] if kind else "clean", float(labels.quality[number]))
+        return f"{name},{mos:.6f},train,{scene}"
+
+    lines = [COLUMNS]
+    with steps.step(f"{len(chosen)} of the labelled crops as files", len(chosen)) as tick:
+        for _, line in prefetched(work, iter(chosen.tolist()), 2, 64):
+            lines.append(line)
+            tick(1)
+    write_atomically(table, ("\n".join(lines) + "\n").encode())
+    return table
 
 
 def small_dims() -> GammaDims:
@@ -217,7 +244,9 @@ def hand_over(state: dict[str, Tensor], share: float, unlike: float, generator: 
         state[name] = state[name] + share
 
 
-def write_base(path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretext], steps: Steps) -> None:
+def write_base(
+    path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretext], steps: Steps
+) -> tuple[Crops, Labels]:
     """Draw a tower, let it learn kinds and levels on photos of the train split, and write the base of the run.
 
     Args:
@@ -226,6 +255,9 @@ def write_base(path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretex
         data: the synthetic set; its seed decides the split.
         rounds: see `ROUNDS`.
         steps: progress.
+
+    Returns:
+        All crops, and what is known of them.
     """
     from crops import draw_crops
     from pretext import detail_start, pretrain
@@ -258,6 +290,7 @@ def write_base(path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretex
         pretrain(visual, plain, views, labels, how, path.with_name(f"pretext-{number}.pt"), steps)
     state, made, fresh = base_of(visual, dims, seed)
     write_safetensors(path, state, prompts="sdp", label="untrained experts and head", dims=made, fresh=fresh)
+    return views, labels
 
 
 def demo(options: DemoOptions) -> int:
@@ -276,16 +309,18 @@ def demo(options: DemoOptions) -> int:
     spec = DataSpec(synthetic=options.photos, kinds=KINDS)
     if not (data / TABLE).is_file():
         make_set(spec, data, steps)
-    tables, base = write_tables(data / TABLE, packaged(options.photos)), options.work / "base.safetensors"
-    configs = write_configs(options, base, tables)
+    base, taught = options.work / "base.safetensors", options.work / "taught"
+    write_judges(data / TABLE, data / "judges.csv", packaged(options.photos))
+    configs = write_configs(options, base)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if not base.is_file():
+    if not (base.is_file() and (taught / "table.csv").is_file()):
         rounds = [
             Pretext(steps=count // options.short, lr=rate, seed=options.seed + number)
             for number, (count, rate) in enumerate(ROUNDS)
         ]
-        write_base(base, options.photos, spec, rounds, steps)
+        views, labels = write_base(base, options.photos, spec, rounds, steps)
+        write_taught(taught, views, labels, options.seed, steps)
     for path in configs:
         config = read_config(path)
         if not (config.out / "report.json").is_file():
@@ -299,14 +334,14 @@ def demo(options: DemoOptions) -> int:
     return EXIT_OK
 
 
-def write_configs(options: DemoOptions, base: Path, tables: tuple[Path, Path]) -> tuple[Path, Path]:
+def write_configs(options: DemoOptions, base: Path) -> tuple[Path, Path]:
     """The configurations of both parts: the head's, and the run's."""
     shared = BOTH | {"seed": options.seed % 1000} | ({"threads": options.threads} if options.threads else {})
-    whole, learned = ([{"table": f"set/{table.name}", "name": "synthetic", "range": [0, 1]}] for table in tables)
-    parts = (
-        ("head", HEAD | {"base": base.name, "data": learned}),
-        ("run", RECIPE | {"base": "head/best.safetensors", "data": whole}),
-    )
+    shared["data"] = [
+        {"table": "taught/table.csv", "name": "crops", "range": [0, 1]},
+        {"table": "set/judges.csv", "name": "synthetic", "range": [0, 1]},
+    ]
+    parts = (("head", HEAD | {"base": base.name}), ("run", RECIPE | {"base": "head/best.safetensors"}))
     made = []
     for name, part in parts:
         made.append(options.work / f"{name}.yaml")
