@@ -122,7 +122,7 @@ def test_commands_and_flags_exist(root: Path, help_texts: dict[str, str]) -> Non
 
 def test_makefile_uses_existing_flags(root: Path, help_texts: dict[str, str]) -> None:
     calls = re.findall(r"^\t\$\(BIN\)/(gamma-\w+)(.*)$", (root / "Makefile").read_text(), re.MULTILINE)
-    assert {name for name, _ in calls} == {"gamma-export", "gamma-run", "gamma-verify"}
+    assert {name for name, _ in calls} == {"gamma-export", "gamma-run", "gamma-verify", "gamma-order"}
     for name, arguments in calls:
         assert unknown_flags(arguments, help_texts[name]) == [], f"{name} {arguments}"
 
