@@ -221,27 +221,6 @@ def accuracy(name: str) -> str:
     return _table(titles, rows)
 
 
-def distortions() -> str:
-    """The demo checkpoint, kind by kind."""
-    result = _load("accuracy-demo.json")
-    if result is None:
-        return "not measured"
-    rows = [
-        [
-            row["name"],
-            f"{row['srcc']:.3f}",
-            " ".join(f"{mean:.2f}" for mean in row["means"]),
-            "yes" if row["mean_falls"] else "NO",
-            f"{row['monotone']} of {row['contents']}",
-        ]
-        for row in result["sources"]["pytorch"]["distortions"]
-    ]
-    titles = ["distortion", "SRCC within it", "mean score, level 1 to 5", "falls", "photos whose scores fall"]
-    falls = sum(row["mean_falls"] for row in result["sources"]["pytorch"]["distortions"])
-    table = _table(titles, rows)
-    return f"{table}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
-
-
 def demo_accuracy() -> str:
     """The demo checkpoint's row of numbers."""
     return accuracy("demo")
@@ -256,7 +235,7 @@ BLOCKS = {
     "training": training,
     "accuracy demo": demo_accuracy,
 }
-CARD_BLOCKS = {"accuracy demo": demo_accuracy, "distortions": distortions}
+CARD_BLOCKS = {"accuracy demo": demo_accuracy}
 FILES = {ROOT / "README.md": BLOCKS, ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS}
 
 
