@@ -14,7 +14,7 @@ import pytest
 from gamma_export.photos import packaged_photos
 from gamma_runtime.errors import UsageError
 from gamma_training.data.distortions import KINDS, LEVEL_COUNT, STRENGTHS, Distortion, apply
-from gamma_training.data.metric import local_parts, quality
+from gamma_training.data.metric import quality, similarity
 from gamma_training.data.pixels import read_photo
 from tests.training.photos import Pixels, picture
 
@@ -135,15 +135,16 @@ def test_levels_of_all_kinds_mean_about_the_same() -> None:
 def test_the_parts_of_all_squares_give_the_label_of_the_whole(kind: str) -> None:
     photo = read_photo(packaged_photos()[1], 384)[:320, :320]
     copy = apply(photo, Distortion(kind, 3))
-    parts = local_parts(photo, copy, 16)
+    parts = similarity(photo, copy).in_squares(16)
     assert parts.shape == (20, 20, 4)
     structure, gradients, squares, chroma = parts.mean((0, 1))
     deviation = np.sqrt(squares - gradients**2)
     assert structure**0.5 * (1 - 2 * deviation) ** 2 * chroma**0.7 == pytest.approx(quality(photo, copy), abs=0.02)
     half = photo.copy()
     half[:, 160:] = copy[:, 160:]
-    assert local_parts(photo, half, 16)[:, :8] == pytest.approx(1, abs=1e-5)  # where nothing was done
-    assert local_parts(photo, half, 16)[:, 12:] == pytest.approx(parts[:, 12:], abs=1e-5)
+    found = similarity(photo, half).in_squares(16)
+    assert found[:, :8] == pytest.approx(1, abs=1e-5)  # where nothing was done
+    assert found[:, 12:] == pytest.approx(parts[:, 12:], abs=1e-5)
 
 
 def test_colour_alone_changes_the_label() -> None:

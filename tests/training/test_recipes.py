@@ -80,13 +80,12 @@ def _source(folder: Path, count: int) -> Path:
     return path
 
 
-def test_packaged_photos_judge_the_demo_and_teach_it_nothing(demo: ModuleType, tmp_path: Path) -> None:
+def test_val_photos_choose_the_demo_and_packaged_ones_do_not(demo: ModuleType, tmp_path: Path) -> None:
     demo.write_judges(_source(tmp_path, 300), tmp_path / "judges.csv", {"c0", "c1"})
     rows = list(csv.DictReader((tmp_path / "judges.csv").read_text().splitlines()))
-    splits = {row["path"]: row["split"] for row in rows}
-    assert (splits["p0.png"], splits["p1.png"]) == ("test", "test")
-    assert set(splits.values()) == {"val", "test"}
-    assert all(row["scene"] == "natural-quality" and float(row["mos"]) == pytest.approx(0.7) for row in rows)
+    assert {row["path"] for row in rows} == {f"p{number}.png" for number in range(4, 300, 3)}
+    assert all((row["split"], row["scene"]) == ("val", "natural-quality") for row in rows)
+    assert all(float(row["mos"]) == pytest.approx(0.7) for row in rows)
 
 
 def test_the_demo_is_taught_by_crops_with_their_own_labels_in_all_scenes(demo: ModuleType, tmp_path: Path) -> None:
@@ -235,6 +234,17 @@ def test_a_tower_learns_kinds_and_levels_and_goes_on_where_it_stopped(demo: Modu
         pretext.pretrain(visual, dims, until, labels, how, tmp_path / "again.pt", Steps())
     torch.manual_seed(8)
     assert pretext.pretrain(visual, dims, views, labels, how, tmp_path / "again.pt", Steps()) == losses
+
+
+def test_the_demos_configuration_is_one(demo: ModuleType, tmp_path: Path) -> None:
+    for name in ("taught/table.csv", "set/judges.csv"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("path,mos,split,scene\n")
+    options = demo.DemoOptions(photos=tmp_path, work=tmp_path, threads=1)
+    head, config = map(read_config, demo.write_configs(options, tmp_path / "base.safetensors"))
+    assert (head.freeze_blocks, head.base) == (demo.small_dims().vision.layers, tmp_path / "base.safetensors")
+    assert (config.freeze_blocks, config.base) == (None, tmp_path / "head" / "best.safetensors")
+    assert config.validation == head.validation == 0
 
 
 def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> None:

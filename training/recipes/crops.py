@@ -20,7 +20,7 @@ from gamma_runtime.files import write_atomically
 from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 from gamma_training.data.distortions import LEVEL_COUNT, Distortion, apply
-from gamma_training.data.metric import local_parts, quality
+from gamma_training.data.metric import similarity
 from gamma_training.data.pixels import read_photo
 
 __all__ = ["Crops", "Labels", "draw_crops"]
@@ -29,7 +29,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 Parts: TypeAlias = NDArray[np.float32]
 SIZES = (288, 336, 384, 448, 512, 640)  # short sides in pixels; a photo is never enlarged
 SQUARE = 16  # pixels; of a patch whose parts are known
-PARTS = 4  # of `local_parts`
+PARTS = 4  # of `Similarity.in_squares`
 MARGIN = 24  # pixels that are distorted around a crop: JPEG's grid and a blur's edge are not the crop's
 
 
@@ -134,6 +134,6 @@ def _crops_of(
         own = int(random.integers(2**63))
         worse = apply(clean, Distortion(kinds[kind - 1], level, own)) if kind else clean
         inside = tuple(slice(start, start + CROP) for start in random.integers(side - CROP + 1, size=2))
-        pair = np.ascontiguousarray(clean[inside]), np.ascontiguousarray(worse[inside])
-        row = (kind, level / LEVEL_COUNT if kind else 0.0, quality(*pair) if kind else 1.0)
-        yield pair[1], local_parts(*pair, SQUARE), row
+        crop = np.ascontiguousarray(worse[inside])
+        found = similarity(np.ascontiguousarray(clean[inside]), crop)
+        yield crop, found.in_squares(SQUARE), (kind, level / LEVEL_COUNT if kind else 0.0, found.quality)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from parts import train_parts, write_parts
 
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
 from gamma_runtime.errors import EXIT_OK
@@ -144,22 +145,18 @@ def packaged(photos: Path) -> set[str]:
 
 
 def write_judges(source: Path, table: Path, shown: set[str]) -> None:
-    """The synthetic set's val and test photos, in natural-quality.
+    """Some of the synthetic set's val photos, in natural-quality; its test photos are for benchmarks/accuracy.py.
 
     Args:
         source: the table of ``gamma-train make-data``.
         table: to write, beside it.
-        shown: contents that belong to the test split, whatever the source says.
+        shown: contents that choose nothing, as the package shows them.
     """
     with source.open(newline="", encoding="utf-8") as stream:
-        rows = [row | ({"split": "test"} if row["content"] in shown else {}) for row in csv.DictReader(stream)]
-    val = sorted((row["path"] for row in rows if row["split"] == "val"), key=lambda path: _place(f"val {path}"))
-    kept = set(val[:VAL_SAMPLES])
+        rows = [row for row in csv.DictReader(stream) if row["split"] == "val" and row["content"] not in shown]
     lines = [COLUMNS]
-    for row in rows:
-        if row["split"] == "test" or row["path"] in kept:
-            mos = target(NATURAL, row["kind"], float(row["metric"]))
-            lines.append(f"{row['path']},{mos:.6f},{row['split']},{NATURAL}")
+    for row in sorted(rows, key=lambda row: _place(f"val {row['path']}"))[:VAL_SAMPLES]:
+        lines.append(f"{row['path']},{target(NATURAL, row['kind'], float(row['metric'])):.6f},val,{NATURAL}")
     write_atomically(table, ("\n".join(lines) + "\n").encode())
 
 
@@ -168,11 +165,9 @@ def write_taught(folder: Path, views: Crops, labels: Labels, seed: int, steps: S
 
     A photo's label on any crop of it is a noisy one: a crop of sky in a blurred photo has lost nothing.
     """
-    table = folder / "table.csv"
-    if table.is_file():
-        return table
     import cv2
 
+    table = folder / "table.csv"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = np.random.default_rng(seed).permutation(len(labels.kind))[:TAUGHT]
 
@@ -300,7 +295,6 @@ def demo(options: DemoOptions) -> int:
 
     from gamma_training.data import DataSpec
     from gamma_training.data.make import TABLE, make_set
-    from gamma_training.train import read_config, train
     from gamma_training.train.loop import BEST
 
     steps = Steps(options.quiet)
@@ -311,7 +305,6 @@ def demo(options: DemoOptions) -> int:
         make_set(spec, data, steps)
     base, taught = options.work / "base.safetensors", options.work / "taught"
     write_judges(data / TABLE, data / "judges.csv", packaged(options.photos))
-    configs = write_configs(options, base)
     if options.threads:
         torch.set_num_threads(options.threads)
     if not (base.is_file() and (taught / "table.csv").is_file()):
@@ -321,10 +314,7 @@ def demo(options: DemoOptions) -> int:
         ]
         views, labels = write_base(base, options.photos, spec, rounds, steps)
         write_taught(taught, views, labels, options.seed, steps)
-    for path in configs:
-        config = read_config(path)
-        if not (config.out / "report.json").is_file():
-            train(config, resume=True, steps=steps)
+    train_parts(write_configs(options, base), steps)
     best = options.work / "run" / BEST
     if options.install:
         install(best)
@@ -334,19 +324,15 @@ def demo(options: DemoOptions) -> int:
     return EXIT_OK
 
 
-def write_configs(options: DemoOptions, base: Path) -> tuple[Path, Path]:
+def write_configs(options: DemoOptions, base: Path) -> list[Path]:
     """The configurations of both parts: the head's, and the run's."""
     shared = BOTH | {"seed": options.seed % 1000} | ({"threads": options.threads} if options.threads else {})
     shared["data"] = [
         {"table": "taught/table.csv", "name": "crops", "range": [0, 1]},
         {"table": "set/judges.csv", "name": "synthetic", "range": [0, 1]},
     ]
-    parts = (("head", HEAD | {"base": base.name}), ("run", RECIPE | {"base": "head/best.safetensors"}))
-    made = []
-    for name, part in parts:
-        made.append(options.work / f"{name}.yaml")
-        write_atomically(made[-1], (json.dumps({**shared, **part, "out": name}, indent=1) + "\n").encode())  # is YAML
-    return made[0], made[1]
+    run = RECIPE | {"base": "head/best.safetensors"}
+    return write_parts(options.work, shared, {"head": HEAD | {"base": base.name}, "run": run})
 
 
 def install(best: Path) -> None:

