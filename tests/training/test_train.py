@@ -17,7 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gamma_runtime.errors import InputError, IntegrityError, UsageError
+from gamma_runtime.errors import InputError, IntegrityError, OutputError, UsageError
+from gamma_runtime.files import LOCK, lock_file
 from gamma_runtime.steps import Steps
 from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.data import Sample
@@ -154,6 +155,30 @@ def test_a_cache_is_made_once_and_trains(folder: Path) -> None:
     half = run(folder, "half", cache={"crops": 2, "dtype": "float16"})
     assert losses(half) == pytest.approx(losses(first), rel=2e-2)
     assert losses(half) != losses(first)
+
+
+def test_runs_share_a_cache_that_suits_them(folder: Path) -> None:
+    shared = {"cache": {"crops": 2}, "cache_folder": "views", "freeze_blocks": 1}
+    first = run(folder, "one", **shared)
+    [views] = (folder / "views").glob("views-*.npy")
+    made = views.stat().st_mtime_ns
+    assert losses(run(folder, "two", **shared)) == losses(first)
+    run(folder, "three", **shared, loss="mse+rank", trainable="all")
+    assert list((folder / "views").glob("views-*.npy")) == [views]
+    assert views.stat().st_mtime_ns == made
+    assert not list((folder / "one").glob("views-*.npy"))
+
+
+def test_a_cache_folder_in_use_is_refused(folder: Path) -> None:
+    (folder / "views").mkdir()
+    with (
+        lock_file(folder / "views" / LOCK, 0, "busy"),
+        pytest.raises(OutputError, match="another run is making its cache there"),
+    ):
+        run(folder, "one", cache={"crops": 1}, cache_folder="views")
+    (folder / "file").touch()
+    with pytest.raises(OutputError, match=r"cache_folder: .*file cannot be made"):
+        run(folder, "two", cache={"crops": 1}, cache_folder="file")
 
 
 def test_a_cache_of_other_weights_is_not_used(folder: Path, tmp_path: Path) -> None:

@@ -271,3 +271,10 @@ def test_an_activation_beyond_float16_is_refused(out: Path, samples: list[Sample
     assert caught.value.hint == "cache: {dtype: float32}"
     assert files(out) == []
     opened(out, samples, huge)
+
+
+def test_experts_behind_the_frozen_blocks_do_not_matter(out: Path, samples: list[Sample]) -> None:
+    first = views(opened(out, samples))
+    without = dataclasses.replace(DIMS, vision=tiny.tower(64, 2, 2))
+    assert np.array_equal(views(opened(out, samples, model(without))), first)
+    assert len(files(out)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -9,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,47 @@ from numpy.typing import NDArray
 
 from gamma_runtime.contract import CROP
 from gamma_runtime.errors import InputError, OutputError
-from gamma_runtime.files import TEMPORARY_PREFIX, sweep_temporaries, sync_directory
+from gamma_runtime.files import LOCK, TEMPORARY_PREFIX, lock_file, sweep_temporaries, sync_directory
 from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 from gamma_training.data import Sample
 from gamma_training.data.distortions import STRENGTHS
-from gamma_training.train.config import CacheSpec
+from gamma_training.train.config import CacheSpec, TrainConfig
 from gamma_training.train.objective import to_tokens
 from gamma_training.train.views import cut, fixed_views
 
 if TYPE_CHECKING:
+    from gamma_training.dims import GammaDims
     from gamma_training.model import Gamma
     from gamma_training.train.distributed import Group
 
-__all__ = ["Cache", "open_cache"]
+__all__ = ["Cache", "folder_of", "open_cache"]
+
+_LOCK_TIMEOUT = 2.0  # seconds: a killed run's lock ends with its last process
 
 ShortSide = Callable[[Sample], "int | None"]
+
+
+@contextlib.contextmanager
+def folder_of(config: TrainConfig, group: Group) -> Iterator[Path]:
+    """Where a run's cache lies; in a folder that runs share nobody else makes one meanwhile.
+
+    Raises:
+        OutputError: somebody does, or the folder cannot be made.
+    """
+    folder = config.cache_folder
+    if folder is None:
+        yield config.out  # the run holds it already
+        return
+    with contextlib.ExitStack() as stack:
+        if group.leads:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OutputError(f"cache_folder: {folder} cannot be made ({error.strerror})") from error
+            busy = f"{folder}: another run is making its cache there"
+            stack.enter_context(lock_file(folder / LOCK, _LOCK_TIMEOUT, busy, "wait, or another cache_folder"))
+        yield folder
 
 
 class Cache:
@@ -100,14 +126,21 @@ def _key(
     for name in names:
         digest.update(name.encode())
         digest.update(model.clip_model.visual.get_parameter(name).detach().cpu().numpy().tobytes())
-    dims = model.dims
-    how = [dims.image, dims.patch, dims.ln_pre, dims.mean, dims.std, dataclasses.asdict(dims.vision)] if blocks else []
+    how = _frozen_dims(model.dims, blocks) if blocks else []
     stamps = {path: _stamp(path) for path in dict.fromkeys(s.path for s in samples)}
     photos = [(str(s.path), stamps[s.path], repr(s.distortion), s.short_side, short_side(s)) for s in samples]
     strengths = dict(STRENGTHS) if any(s.distortion for s in samples) else {}
     said = [spec.crops, spec.dtype if blocks else "uint8", blocks, how, seed, photos, strengths]
     digest.update(json.dumps(said).encode())
     return digest.hexdigest()[:16]
+
+
+def _frozen_dims(dims: GammaDims, blocks: int) -> list[Any]:
+    """What shapes and weights of the frozen part cannot say; experts behind it make no difference."""
+    tower = dims.vision
+    if tower.first_moae >= blocks:
+        tower = dataclasses.replace(tower, first_moae=blocks, experts=0)
+    return [dims.image, dims.patch, dims.ln_pre, dims.mean, dims.std, dataclasses.asdict(tower)]
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

@@ -17,7 +17,7 @@ from gamma_training.yaml_file import read_yaml
 __all__ = ["CacheSpec", "TrainConfig", "read_config"]
 
 # They change where and how fast, not what comes out; a state knows its base by the content.
-_PLACE = ("base", "out", "workers", "threads", "device", "save_every")
+_PLACE = ("base", "out", "cache_folder", "workers", "threads", "device", "save_every")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,8 @@ class TrainConfig:
         ema: decay of an exponential moving average of the weights, which is then what is judged and kept.
         balance: ``none`` shows every photo once an epoch, ``equal`` every set as often as the others, ``sqrt`` between.
         cache: see `CacheSpec`; None cuts new random crops every epoch.
+        cache_folder: where the cache lies; ``out`` when left out. Runs one after another with the same photos, seed and
+            frozen blocks share one.
         keep_tokens: share of a photo's cached patches that a step sees, drawn anew each epoch (PatchDropout); fewer are
             quicker, and teach not to hang on any of them. 1 shows all.
         validation: share of a set's training photos kept for choosing the best epoch, where it has no val split.
@@ -96,6 +98,7 @@ class TrainConfig:
     ema: float | None = None
     balance: Literal["none", "sqrt", "equal"] = "none"
     cache: CacheSpec | None = None
+    cache_folder: Path | None = None
     keep_tokens: float = 1.0
     validation: float = 0.1
     validate_every: int = 1

@@ -205,15 +205,17 @@ class _Run:
 
     def _begin(self) -> None:
         """A new run looks at its photos first; a resumed one did."""
-        from gamma_training.train.cache import open_cache
+        from gamma_training.train.cache import folder_of, open_cache
         from gamma_training.train.unusable import refuse_unusable
 
         config, photos = self.config, self.photos
         if not self.progress.losses:
             refuse_unusable(photos, self.group, config.workers, self.steps)
-        if config.cache is not None:
+        if config.cache is None:
+            return
+        with folder_of(config, self.group) as folder:
             self.cache = open_cache(
-                config.out,
+                folder,
                 config.cache,
                 self.model,
                 self.blocks,
