@@ -124,6 +124,9 @@ def test_the_set_on_disk_is_the_set_on_the_fly(
     made = open_data(DataSpec(synthetic=out / "table.csv"))
     assert [(s.split, s.content) for s in made.samples] == [(s.split, s.content) for s in flying.samples]
     assert [s.target for s in made.samples] == pytest.approx([s.target for s in flying.samples], abs=1e-6)
+    assert [s.distorted_by and (s.distorted_by.kind, s.distorted_by.level) for s in made.samples] == [
+        s.distortion and (s.distortion.kind, s.distortion.level) for s in flying.samples
+    ]
     for number in (0, 5, 10):
         assert np.array_equal(read_pixels(made.samples[number]), read_pixels(flying.samples[number]))
     levels = open_data(DataSpec(synthetic=out / "table.csv", labels="level"))
@@ -133,6 +136,21 @@ def test_the_set_on_disk_is_the_set_on_the_fly(
     assert open_data(DataSpec(table=out / "table.csv", range=(0, 1))).samples[3].mos == made.samples[3].mos
     sheet = cv2.imread(str(out / "sheet.jpg"))
     assert sheet.shape == (2 * 194, 6 * 176, 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("rain,3", "table.csv:2: distortion 'rain' is unknown"),
+        ("jpeg,9", "table.csv:2: jpeg: level 9 is not 1 to 5"),
+        ("jpeg,2.5", "table.csv:2: level 2.5 is not a whole number"),
+    ],
+)
+def test_a_made_table_that_was_edited_wrongly_is_refused(tmp_path: Path, row: str, said: str) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    (tmp_path / "table.csv").write_text(f"path,mos,kind,level,metric\na.png,0.5,{row},0.5\n")
+    with pytest.raises(InputError, match=said):
+        open_data(DataSpec(synthetic=tmp_path / "table.csv"))
 
 
 def test_make_data_goes_on_where_it_was_stopped(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,6 +288,27 @@ def test_distortions_have_a_row_each_and_count_the_monotone_photos() -> None:
     assert "DOES NOT FALL" in said
 
 
+def test_a_kind_in_two_sets_has_two_rows() -> None:
+    """Each set's scores are on a scale of their own; distortions in the file count as those made on the fly."""
+    falling = [0.9, 0.8, 0.7, 0.6, 0.5]
+    flying = distorted("jpeg", {"a": falling})
+    filed = [
+        dataclasses.replace(
+            photo,
+            score=0.1 * photo.score,
+            sample=dataclasses.replace(photo.sample, dataset="other", distortion=None, baked=photo.sample.distortion),
+        )
+        for photo in flying
+    ]
+    rows = evaluation_of([*flying, *filed], draws=50).distortions
+    assert [(row.row.name, row.row.photos, row.monotone) for row in rows] == [
+        (f"{flying[0].sample.dataset}: jpeg", 5, 1),
+        ("other: jpeg", 5, 1),
+    ]
+    [alone] = evaluation_of(filed, draws=50).distortions
+    assert alone.row.name == "jpeg"
+
+
 def test_copies_of_one_photo_widen_the_interval() -> None:
     """Sixty copies of six photos are no sixty photos."""
     alone = random_set("set", 60, 0.6, 7)

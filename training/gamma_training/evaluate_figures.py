@@ -54,7 +54,8 @@ def worst_png(photos: Sequence[PhotoScore], title: str) -> bytes:
     for axes, photo in zip(panels, worst, strict=True):
         axes.imshow(_thumbnail(photo))
         sample = photo.sample
-        made = f", {sample.distortion.kind} {sample.distortion.level}" if sample.distortion is not None else ""
+        by = sample.distorted_by
+        made = f", {by.kind} {by.level}" if by is not None else ""
         axes.set_title(
             _shown(f"{sample.path.name[-32:]}{made}\nscore {photo.score:.3f}, target {sample.target:.3f}"), fontsize=8
         )

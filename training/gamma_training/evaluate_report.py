@@ -106,6 +106,6 @@ def scores_csv(photos: Sequence[PhotoScore], skipped: Sequence[Skipped]) -> str:
 
 
 def _facts(sample: Sample) -> list[str]:
-    kind, level = ("", "") if sample.distortion is None else (sample.distortion.kind, str(sample.distortion.level))
+    kind, level = ("", "") if (by := sample.distorted_by) is None else (by.kind, str(by.level))
     where = [printable(str(sample.path)), printable(sample.dataset), sample.scene]
     return [*where, kind, level, repr(sample.mos), f"{sample.target:.6f}"]

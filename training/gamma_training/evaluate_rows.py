@@ -141,12 +141,22 @@ def evaluation_of(photos: Photos, draws: int = 1000, seed: int = 0) -> Evaluatio
     for scene in dict.fromkeys(photo.sample.scene for photo in photos):
         inside = dict.fromkeys(photo.sample.dataset for photo in photos if photo.sample.scene == scene)
         scenes.append(_mean_of(scene, "scene", [cell(name, scene) for name in inside]))
-    kinds = dict.fromkeys(p.sample.distortion.kind for p in photos if p.sample.distortion is not None)
+    distorted = [(p, by) for p in photos if (by := p.sample.distorted_by) is not None]
+    kinds = dict.fromkeys((photo.sample.dataset, by.kind) for photo, by in distorted)
+    several = len({dataset for dataset, _ in kinds}) > 1
     return Evaluation(
         tuple(one.row for one in sets),
         tuple(scenes),
         _mean_of(MEAN, "mean", sets),
-        tuple(_distortion(kind, photos, draws, seed) for kind in kinds),
+        tuple(
+            _distortion(
+                f"{dataset}: {kind}" if several else kind,
+                [(p, by.level) for p, by in distorted if (p.sample.dataset, by.kind) == (dataset, kind)],
+                draws,
+                seed,
+            )
+            for dataset, kind in kinds
+        ),
     )
 
 
@@ -177,9 +187,8 @@ def _mean_of(name: str, kind: Literal["scene", "mean"], cells: Sequence[_Cell]) 
     return Row(name, kind, sum(c.row.photos for c in cells), values, intervals, reason)
 
 
-def _distortion(kind: str, photos: Photos, draws: int, seed: int) -> DistortionRow:
-    found = [(p, p.sample.distortion) for p in photos if p.sample.distortion is not None]
-    of_kind = [(photo, distortion.level) for photo, distortion in found if distortion.kind == kind]
+def _distortion(name: str, of_kind: Sequence[tuple[PhotoScore, int]], draws: int, seed: int) -> DistortionRow:
+    """The row of one set's photos of one kind, each with its level."""
     chosen = [photo for photo, _ in of_kind]
     by_content: dict[Hashable, dict[int, float]] = {}
     for (photo, level), content in zip(of_kind, _contents(chosen), strict=True):
@@ -188,7 +197,7 @@ def _distortion(kind: str, photos: Photos, draws: int, seed: int) -> DistortionR
     whole = [[scores[level] for level in levels] for scores in by_content.values() if len(scores) == len(levels)]
     monotone = sum(all(a > b for a, b in itertools.pairwise(scores)) for scores in whole) if len(levels) > 1 else 0
     means = tuple(float(value) for value in np.mean(whole, axis=0)) if whole else ()
-    row = _cell(kind, "distortion", chosen, draws, seed).row
+    row = _cell(name, "distortion", chosen, draws, seed).row
     return DistortionRow(row, levels, len(whole), monotone, means)
 
 

@@ -23,7 +23,8 @@ class Sample:
     ``mos`` is the label as the set gives it; ``target`` is (mos - low) / (high - low), turned round where lower is
     better, and not clamped (model.md section 3: LIVE may leave 0 to 1). ``short_side`` is the set's own resize rule in
     pixels (None: the photo's pixels), before any crop is cut. ``distortion`` is applied to the decoded photo after it.
-    ``content`` names the photo that it was made from: samples of one content never lie in two splits.
+    ``content`` names the photo that it was made from: samples of one content never lie in two splits. ``baked`` is a
+    distortion that the file's pixels have already.
     """
 
     path: Path
@@ -35,6 +36,12 @@ class Sample:
     content: str
     short_side: int | None = None
     distortion: Distortion | None = None
+    baked: Distortion | None = None
+
+    @property
+    def distorted_by(self) -> Distortion | None:
+        """What was done to the clean photo, here or when the file was made; None where nothing was, or is known."""
+        return self.distortion or self.baked
 
 
 @dataclasses.dataclass(frozen=True)

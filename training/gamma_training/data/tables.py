@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from gamma_runtime.cli import printable
-from gamma_runtime.errors import InputError
+from gamma_runtime.errors import InputError, UsageError
 from gamma_training.data.distortions import Distortion
 from gamma_training.data.rows import Row, inside, number_of, read_table, records
 from gamma_training.data.samples import Dataset, DataSpec, Sample, Split
@@ -33,17 +34,26 @@ def open_made(spec: DataSpec, table: Path) -> Dataset:
         InputError: the table cannot be used.
     """
     rows = read_table(table)
-    values = [_made_label(table, line, cells, spec) for line, cells in records(table, ("kind", "level", "metric"))]
-    relabelled = [Row(r.path, value, r.split, r.scene, r.content) for r, value in zip(rows, values, strict=True)]
-    return _dataset(spec, table, relabelled, 0.0, 1.0)
+    made = [_made(table, line, cells, spec) for line, cells in records(table, ("kind", "level", "metric"))]
+    relabelled = [Row(r.path, label, r.split, r.scene, r.content) for r, (label, _) in zip(rows, made, strict=True)]
+    dataset = _dataset(spec, table, relabelled, 0.0, 1.0)
+    samples = zip(dataset.samples, made, strict=True)
+    return dataclasses.replace(
+        dataset, samples=tuple(dataclasses.replace(sample, baked=baked) for sample, (_, baked) in samples)
+    )
 
 
-def _made_label(table: Path, line: int, cells: dict[str, str], spec: DataSpec) -> float:
+def _made(table: Path, line: int, cells: dict[str, str], spec: DataSpec) -> tuple[float, Distortion | None]:
+    """A row's label, and its distortion."""
     where = f"{table}:{line}"
-    if spec.labels == "metric":
-        return number_of(cells["metric"], f"{where}: metric")
     level = number_of(cells["level"], f"{where}: level")
-    return level_label(Distortion(cells["kind"], int(level)) if level else None)
+    if level != int(level):
+        raise InputError(f"{where}: level {level:g} is not a whole number")
+    try:
+        baked = Distortion(cells["kind"], int(level)) if level else None
+    except UsageError as error:
+        raise InputError(f"{where}: {error.message}", hint=error.hint) from error
+    return number_of(cells["metric"], f"{where}: metric") if spec.labels == "metric" else level_label(baked), baked
 
 
 def _dataset(spec: DataSpec, table: Path, rows: Sequence[Row], low: float, high: float) -> Dataset:
