@@ -82,11 +82,7 @@ def _libraries() -> dict[str, str]:
 
 
 def _warnings(checkpoint: Checkpoint, plan: Plan) -> list[str]:
-    warnings = list(checkpoint.warnings)
-    if checkpoint.prompts_assumed:
-        warnings.append(
-            "the checkpoint does not say which prompts it was trained with: sdp assumed (else --prompts plain)"
-        )
+    warnings = list(checkpoint.doubts)
     for scene in plan.scenes:
         if scene.kind != checkpoint.prompts:
             warnings.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_every_fault_is_found(faulty: Path) -> None:
     assert report.copies.count == report.straddling.count == 1
     assert "photo0.png (train)" in report.straddling.first[0]
     assert report.unreadable.count == report.small.count == 1
+
+
+def test_missing_photos_that_may_be_left_out_are_listed_and_no_fault(tmp_path: Path) -> None:
+    folder_of(tmp_path, 2)
+    (tmp_path / "mos.csv").write_text("path,mos\nphoto0.png,1\nphoto1.png,2\ngone.png,3\n")
+    spec = DataSpec(table=tmp_path / "mos.csv", range=(0, 5))
+    strict, lenient = check(spec), check(dataclasses.replace(spec, skip_missing=True))
+    assert (strict.usable, strict.missing.count) == (False, 1)
+    assert (lenient.usable, lenient.missing.count) == (True, 1)
+    for number in range(2):
+        (tmp_path / f"photo{number}.png").unlink()
+    assert not check(dataclasses.replace(spec, skip_missing=True)).usable
 
 
 def test_the_report_is_text_and_code_3(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from gamma_training.data.samples import Sample
 from gamma_training.evaluate import PhotoScore, Protocol, score_samples
 from gamma_training.evaluate_report import markdown, scores_csv, text
 from gamma_training.evaluate_rows import compare, evaluation_of
+from gamma_training.evaluate_run import Report
 from gamma_training.judges import BundleJudge, Judge, JudgeOptions, TorchJudge, open_judge
 from tests import tiny_export
 from tests.runtime.images import encode, photo
@@ -335,6 +336,17 @@ def test_comparison_by_hand_and_its_control() -> None:
     assert (row.max_abs, row.mean_abs) == pytest.approx((0.5, 0.25))
     assert 0 < row.interval[0] < row.difference < row.interval[1]
     assert json.dumps(compare(first[:2], worse[:2])[0].to_json(), allow_nan=False)
+
+
+def test_a_source_that_is_dead_on_one_set_fails_the_gate() -> None:
+    one, other = random_set("one", 20, 0.4, 1), random_set("other", 20, 0.4, 2)
+    dead = [dataclasses.replace(photo, score=0.5) for photo in other]
+    compared = tuple(compare([*one, *other], [*one, *dead], draws=20))
+    nothing = dict.fromkeys(("sources", "labels", "protocol", "data", "scored", "found"), ())
+    report = Report(**nothing, compared=compared, gates={"srcc": 0.001, "score": None})  # type: ignore[arg-type]
+    assert report.faults == ("other: only one of the two has an SRCC",)
+    both = tuple(compare([*one, *dead], [*one, *dead], draws=20))
+    assert dataclasses.replace(report, compared=both).faults == ()
 
 
 def test_a_table_of_scores_holds_every_photo_once() -> None:

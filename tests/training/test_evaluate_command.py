@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from gamma_export.exporter import export
 from gamma_export.photos import packaged_photos
+from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.commands.evaluate import main
 from tests import tiny_export
 
@@ -70,6 +72,26 @@ def test_after_export_is_one_command(table: Path, capsys: pytest.CaptureFixture[
     two = ["--limit", "2", *of_table(table)]
     assert run(checkpoint, "--against", bundle, *two) == 8
     assert "nothing was compared" in capsys.readouterr().err
+
+
+def test_prompts_that_a_checkpoint_does_not_say(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Beside a bundle they are the bundle's; alone they are said, or assumed aloud."""
+    silent, bundle = tmp_path / "silent.pth", tmp_path / "plain.gamma"
+    write_authors(silent, read_checkpoint(tiny_export.checkpoint()).state)
+    assert export(silent, bundle, tiny_export.options(precision=("fp32",), prompts="plain", scene=("plain",))).published
+    assert run(silent, "--against", bundle, "--gate", "1e-4", "--json", *of_table(table)) == 0
+    assert "assumed" not in str(answer(capsys)["notes"])
+    assert run(silent, "--json", *of_table(table)) == 0
+    assumed = answer(capsys)
+    assert "silent.pth: the checkpoint does not say which prompts" in str(assumed["notes"])
+    assert run(silent, "--prompts", "plain", "--json", *of_table(table)) == 0
+    said = answer(capsys)
+    assert "does not say" not in str(said["notes"])
+    assert said["sets"][0]["srcc"] != assumed["sets"][0]["srcc"]
+    assert run(bundle, "--prompts", "plain", *of_table(table)) == 2
+    assert "are for checkpoints" in capsys.readouterr().err
 
 
 def test_two_precisions_or_backends_of_bundles(table: Path, capsys: pytest.CaptureFixture[str]) -> None:

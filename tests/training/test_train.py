@@ -20,9 +20,11 @@ from safetensors.torch import load_file
 from gamma_runtime.errors import InputError, IntegrityError, OutputError, UsageError
 from gamma_runtime.files import LOCK, lock_file
 from gamma_runtime.steps import Steps
-from gamma_training.checkpoint import read_checkpoint, write_authors
+from gamma_training.checkpoint import read_checkpoint, write_authors, write_safetensors
 from gamma_training.data import Sample
 from gamma_training.dims import is_trained
+from gamma_training.scenes import SCENES
+from gamma_training.tokens import compact_tokens
 from gamma_training.train import TrainReport, read_config, train
 from gamma_training.train.validate import merit, summary
 from tests.training import tiny, train_runs
@@ -170,7 +172,7 @@ def test_runs_share_a_cache_that_suits_them(folder: Path) -> None:
 
 
 def test_a_cache_folder_in_use_is_refused(folder: Path) -> None:
-    (folder / "views").mkdir()
+    (folder / "views").mkdir(exist_ok=True)
     with (
         lock_file(folder / "views" / LOCK, 0, "busy"),
         pytest.raises(OutputError, match="another run is making its cache there"),
@@ -243,6 +245,32 @@ def test_pytorchs_threads_are_given_back(folder: Path, whole: TrainReport) -> No
         torch.set_num_threads(before)
 
 
+def test_a_name_is_no_part_of_the_recipe(folder: Path, whole: TrainReport) -> None:
+    again = run(folder, "whole", epochs=3, resume=True, label="another name")
+    assert again.steps == whole.steps
+
+
+def test_pairs_need_two_photos(folder: Path) -> None:
+    with pytest.raises(UsageError, match="mse\\+rank, and a process's part of a step is one photo"):
+        run(folder, "pairs", loss="mse+rank", batch=4, accumulate=4)
+
+
+def test_prompts_that_the_base_does_not_say_are_assumed_aloud(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(read_config(train_runs.config(folder, "aloud", epochs=1)), steps=Steps(quiet=False))
+    assert "does not say which prompts it was trained with: sdp assumed" in capsys.readouterr().err
+    train(read_config(train_runs.config(folder, "said", epochs=1, prompts="sdp")), steps=Steps(quiet=False))
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_a_word_that_was_never_learned_is_told_before_the_photos_are_read(folder: Path) -> None:
+    base = read_checkpoint(folder / "base.pth")
+    state, dims = compact_tokens(base.state, base.dims, SCENES["natural-quality"].prompts)
+    write_safetensors(folder / "compact.safetensors", state, prompts="sdp", dims=dims)
+    with pytest.raises(InputError, match="never learned the word 'face'"):
+        run(folder, "compact", base="compact.safetensors", cache={"crops": 1})
+    assert not list((folder / "compact").glob("views-*"))
+
+
 def test_plain_prompts_are_one_scene(folder: Path) -> None:
     report = run(folder, "plain", prompts="plain", epochs=1)
     assert read_checkpoint(report.best).prompts == "plain"
@@ -299,6 +327,8 @@ def test_a_photo_that_cannot_be_used_is_named_and_the_run_can_go_on(tmp_path: Pa
         ({"cache": {"crop": 3}}, "cache: unknown key 'crop'"),
         ({"cache": 4}, "cache: 4, expected a mapping"),
         ({"batch": 6, "accumulate": 4}, "batch: 6 is no multiple of accumulate, 4"),
+        ({"label": "x" * 301}, "label: .* expected one line of up to 300 characters"),
+        ({"licence": "two\nlines"}, "licence: .* expected one line"),
         ({"batch": 64}, "10 photos to train on, fewer than a batch of 64"),
         ({"base": None}, "base is missing"),
         ({"data": []}, "data"),

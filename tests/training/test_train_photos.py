@@ -70,6 +70,9 @@ def test_two_entries_of_one_name_are_refused(folder: Path) -> None:
     assert {sample.dataset for sample in named.train} == {"one", "two"}
 
 
+FIRST_THREE = np.array([[0, 0], [1, 0], [2, 0]])  # none of them shown before
+
+
 def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(out=Path("run"), base=Path("base"), data=(DataSpec(table=Path("mos.csv")),), **changes)
 
@@ -80,7 +83,7 @@ def test_a_share_of_the_patches_is_shown_and_always_the_class_token(folder: Path
     chosen = settings(keep_tokens=0.5, cache=CacheSpec(crops=2), workers=0)
 
     def shown(epoch: int) -> NDArray[Any]:
-        with contextlib.closing(batches(one, cached, [np.arange(3)], chosen, epoch)) as made:  # type: ignore[type-var]
+        with contextlib.closing(batches(one, cached, [FIRST_THREE], chosen, epoch)) as made:  # type: ignore[type-var]
             return next(made)[1]
 
     first = shown(0)
@@ -92,6 +95,18 @@ def test_a_share_of_the_patches_is_shown_and_always_the_class_token(folder: Path
     assert not np.array_equal(first % 17, shown(1) % 17)
 
 
+def test_a_photo_that_an_epoch_repeats_is_shown_otherwise(folder: Path) -> None:
+    one = opened(table(folder, "one", "photo0.png,0.5,train"))
+    again = np.array([[0, repeat] for repeat in range(8)])
+    cached = Cache(np.arange(8 * 17.0).reshape(1, 8, 17, 1))
+    for chosen, different in ((settings(cache=CacheSpec(crops=8)), 8), (settings(workers=0), 8)):
+        cache = cached if chosen.cache else None
+        with contextlib.closing(batches(one, cache, [again], chosen, 3)) as made:  # type: ignore[type-var]
+            indices, values = next(made)
+        assert indices.tolist() == [0] * 8
+        assert len({value.tobytes() for value in values}) == different
+
+
 def test_two_batches_are_made_ready_ahead(folder: Path) -> None:
     seen: list[int] = []
 
@@ -101,7 +116,7 @@ def test_two_batches_are_made_ready_ahead(folder: Path) -> None:
             return super().__call__(index, view)
 
     one = opened(table(folder, "one", "photo0.png,0.5,train"))
-    steps = list(np.arange(4 * 64).reshape(4, 64))
+    steps = list(np.stack([np.arange(4 * 64), np.zeros(4 * 64, int)], axis=1).reshape(4, 64, 2))
     made = batches(one, Recorded(np.arange(512.0).reshape(256, 2)), steps, settings(workers=1), 0)
     with contextlib.closing(made):  # type: ignore[type-var]
         indices, values = next(made)

@@ -11,7 +11,17 @@ import pytest
 
 from gamma_runtime.errors import InputError
 from gamma_training.data import Sample
-from gamma_training.train.views import View, cut, epoch_order, fixed_views, steps_of, view_of
+from gamma_training.train.views import (
+    View,
+    cut,
+    epoch_order,
+    fixed_views,
+    kept_rows,
+    repeats_of,
+    steps_of,
+    turn_of,
+    view_of,
+)
 
 
 def sample(path: Path = Path("a.png"), dataset: str = "one", short_side: int | None = None) -> Sample:
@@ -58,6 +68,14 @@ def test_balancing_changes_the_shares_of_the_sets_and_not_the_length(balance: st
 
 def test_the_rest_of_an_epoch_is_dropped() -> None:
     assert [step.tolist() for step in steps_of(np.arange(7), 3)] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_repeats_are_counted_and_seen_otherwise() -> None:
+    assert repeats_of(np.array([3, 1, 3, 3, 1])).tolist() == [0, 0, 1, 2, 1]
+    assert view_of(1, 2, 3, 0) == view_of(1, 2, 3)
+    assert len({view_of(1, 2, 3, repeat) for repeat in range(20)}) == 20
+    assert {turn_of(1, 2, 3, 8, repeat) for repeat in range(8)} == set(range(8))
+    assert not np.array_equal(kept_rows(1, 2, 3, 17, 0.5, 0), kept_rows(1, 2, 3, 17, 0.5, 1))
 
 
 @pytest.fixture

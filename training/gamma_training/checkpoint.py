@@ -67,6 +67,12 @@ class Checkpoint:
         """Number of values in all tensors."""
         return sum(tensor.numel() for tensor in self.state.values())
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What its user should know: odd tensors, and prompts that nobody named."""
+        said = "the checkpoint does not say which prompts it was trained with: sdp assumed (else: prompts plain)"
+        return (*self.warnings, said) if self.prompts_assumed else self.warnings
+
 
 def read_checkpoint(
     path: Path | str, *, prompts: Prompts | None = None, licence: str | None = None, expect_sha256: str | None = None

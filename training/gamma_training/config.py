@@ -12,13 +12,13 @@ from gamma_runtime.errors import InputError
 from gamma_training.dims import UNSEEN, GammaDims, unseen_values
 from gamma_training.intake import check_file, shown
 
-__all__ = ["FORMAT", "SHA256", "check_config_dims", "checked_config", "read_config"]
+__all__ = ["FORMAT", "LINE", "SHA256", "check_config_dims", "checked_config", "is_line", "read_config"]
 
 FORMAT = "gamma-edge checkpoint"
 SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _MAX_CONFIG = 2**20  # bytes
 _MAX_TEXT = 300  # characters of a label or licence
-_LINE = f"one line of up to {_MAX_TEXT} characters"
+LINE = f"one line of up to {_MAX_TEXT} characters"
 _LISTED = 10
 
 
@@ -52,8 +52,8 @@ def checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     digest = data.get("weights_sha256")
     faults = {
         "prompts": data.get("prompts") not in (None, "sdp", "plain") and "'sdp' or 'plain'",
-        "label": not _is_line(data.get("label")) and _LINE,
-        "licence": not _is_line(data.get("licence")) and _LINE,
+        "label": not is_line(data.get("label")) and LINE,
+        "licence": not is_line(data.get("licence")) and LINE,
         "weights_sha256": not (digest is None or (isinstance(digest, str) and SHA256.fullmatch(digest)))
         and "64 hexadecimal digits",
         "dims": not isinstance(data.get("dims") or {}, dict) and "an object",
@@ -69,7 +69,8 @@ def checked_config(path: Path, data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def _is_line(value: Any) -> bool:
+def is_line(value: Any) -> bool:
+    """Whether a label or licence is None, or one printable line that is not too long."""
     return value is None or (isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT)
 
 

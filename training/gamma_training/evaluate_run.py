@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gamma_runtime.errors import InputError, OutputError, UsageError
 from gamma_runtime.files import write_atomically
@@ -56,6 +56,8 @@ class Report:
         """Which gate is not met where."""
         said = []
         for row in self.compared:
+            if math.isnan(row.srcc[0]) is not math.isnan(row.srcc[1]):
+                said.append(f"{row.name}: only one of the two has an SRCC")
             if abs(row.difference) > (limit := self.gates["srcc"] or 0.0):
                 said.append(f"{row.name}: SRCC differs by {row.difference:+.5f}; allowed is {limit:g}")
             if (most := self.gates["score"]) is not None and row.max_abs > most:
@@ -146,8 +148,11 @@ def _sources(options: EvaluateOptions) -> list[tuple[Path, JudgeOptions]]:
     given = options.precision, options.against_precision, options.against_backend, options.engine_dir
     if not any(bundles) and (any(given) or options.backend != "auto"):
         raise UsageError("--precision, --backend and --engine-dir are for bundles; PyTorch scores a checkpoint in fp32")
-    if all(bundles) and (options.device != "cpu" or options.scene_file):
-        raise UsageError("--device and --scene-file are for checkpoints; a bundle has a backend, and scenes of its own")
+    if all(bundles) and (options.device != "cpu" or options.scene_file or options.prompts):
+        raise UsageError(
+            "--device, --scene-file and --prompts are for checkpoints; a bundle has a backend, and scenes of its own"
+        )
+    unsaid = next((_prompts_of(source) for (source, *_), bundle in zip(wanted, bundles, strict=True) if bundle), None)
     made = []
     for (source, precision, backend), bundle in zip(wanted, bundles, strict=True):
         if bundle:
@@ -155,9 +160,22 @@ def _sources(options: EvaluateOptions) -> list[tuple[Path, JudgeOptions]]:
                 precision=precision, backend=backend, engine_dir=options.engine_dir, batch=options.batch
             )
         else:  # the crops of --batch photos are scored at once, as far as that goes
-            chosen = JudgeOptions(device=options.device, user_scenes=user, batch=CROPS_AT_ONCE)
+            chosen = JudgeOptions(
+                device=options.device,
+                user_scenes=user,
+                batch=CROPS_AT_ONCE,
+                prompts=options.prompts,
+                unsaid=unsaid,
+            )
         made.append((source, dataclasses.replace(chosen, threads=options.threads)))
     return made
+
+
+def _prompts_of(folder: Path) -> Literal["sdp", "plain"]:
+    """Those that a bundle's checkpoint was trained with."""
+    from gamma_runtime.bundle import open_bundle
+
+    return open_bundle(folder).manifest.checkpoint.prompts
 
 
 def read_specs(options: EvaluateOptions) -> list[DataSpec]:

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,8 @@ class JudgeOptions:
         threads: CPU threads; one for each physical core when None.
         engine_dir: where a bundle's engines lie; in the bundle when None.
         user_scenes: more scenes than the built-in ones, for a checkpoint.
+        prompts: that a checkpoint was trained with; what it says itself when None.
+        unsaid: the same where it says nothing; sdp when None.
     """
 
     backend: str = "auto"
@@ -62,6 +64,8 @@ class JudgeOptions:
     threads: int | None = None
     engine_dir: Path | None = None
     user_scenes: tuple[Scene, ...] = ()
+    prompts: Literal["sdp", "plain"] | None = None
+    unsaid: Literal["sdp", "plain"] | None = None
 
 
 class Judge(abc.ABC):
@@ -169,6 +173,8 @@ class TorchJudge(Judge):
 
         scenes = [*scenes_of(checkpoint.prompts), *options.user_scenes]
         facts = {"file": checkpoint.path.name, "sha256": checkpoint.sha256, "kind": checkpoint.kind}
+        if checkpoint.doubts:
+            facts["note"] = "; ".join(checkpoint.doubts)
         return cls(build_model(checkpoint), scenes, options, facts, checkpoint.label)
 
     @property
@@ -313,13 +319,18 @@ def open_judge(source: Path, scenes: Sequence[str] = (), options: JudgeOptions |
 
         if options.device != "cpu":
             raise UsageError("--device is for checkpoints; a bundle runs on its backend")
+        if options.prompts is not None:
+            raise UsageError("--prompts is for checkpoints; a bundle has its scenes' texts inside")
         return BundleJudge(open_bundle(source), scenes, options)
     from gamma_training.checkpoint import read_checkpoint
 
     for name, value, default in (("backend", options.backend, "auto"), ("precision", options.precision, None)):
         if value != default:
             raise UsageError(f"--{name} is for bundles; a checkpoint is scored by PyTorch in fp32")
-    judge = TorchJudge.of(read_checkpoint(source), options)
+    checkpoint = read_checkpoint(source, prompts=options.prompts)
+    if checkpoint.prompts_assumed and options.unsaid is not None:
+        checkpoint = dataclasses.replace(checkpoint, prompts=options.unsaid, prompts_assumed=False)
+    judge = TorchJudge.of(checkpoint, options)
     for scene in scenes:
         judge.scene_for(scene)
     return judge

@@ -32,6 +32,9 @@ class EvaluateOptions(CommonOptions):
     lower_better: bool = option(False, "of --table: a low label means a good photo")
     scene: str | None = option(None, "of --table, --set or --synthetic: the photos' scene")
     scene_file: Path | None = option(None, "YAML of your own scenes, for a checkpoint")
+    prompts: Literal["sdp", "plain"] | None = option(
+        None, "that a checkpoint was trained with, where it does not say (the authors' files): --against's, or sdp"
+    )
     split: Literal["test", "val", "train", "all"] = option("test", "which photos")
     limit: int | None = option(None, "at most so many photos of each set and split, spread evenly")
     crops: str | None = option(None, "crop policy; the authors' is random10:seed0; default: the bundle's own, or five")

@@ -55,6 +55,7 @@ class SourceReport:
         outside: labels outside the range.
         copies: photos with the same bytes as another.
         straddling: copies that lie in two splits.
+        may_miss: whether missing photos are left out (``skip_missing``) instead of refused.
     """
 
     name: str
@@ -69,12 +70,14 @@ class SourceReport:
     outside: Finding = Finding()
     copies: Finding = Finding()
     straddling: Finding = Finding()
+    may_miss: bool = False
 
     @property
     def usable(self) -> bool:
         """Whether training and evaluation will take it as it is."""
-        bad = (self.missing, self.unreadable, self.small)
-        return self.error is None and sum(self.samples.values()) > 0 and not any(finding.count for finding in bad)
+        bad = (self.unreadable, self.small) if self.may_miss else (self.missing, self.unreadable, self.small)
+        some = sum(self.samples.values()) > self.missing.count
+        return self.error is None and some and not any(finding.count for finding in bad)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -109,7 +112,7 @@ def check(spec: DataSpec, *, read: bool = True, decode_all: bool = False, steps:
         return SourceReport(spec.name or str(spec.set or spec.table or spec.synthetic), error=str(error))
     absent = missing_photos(dataset.samples)
     complete = SETS[spec.set].count if spec.set is not None else None
-    report = dataclasses.replace(_of_labels(dataset, absent), complete=complete)
+    report = dataclasses.replace(_of_labels(dataset, absent), complete=complete, may_miss=spec.skip_missing)
     if not (read or decode_all):
         return report
     gone = set(absent)

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gamma_runtime.errors import InputError
+from gamma_training.config import LINE, is_line
 from gamma_training.data import DataSpec
 from gamma_training.data.specs import near, show, specs_of
 from gamma_training.yaml_file import read_yaml
 
 __all__ = ["CacheSpec", "TrainConfig", "read_config"]
 
-# They change where and how fast, not what comes out; a state knows its base by the content.
-_PLACE = ("base", "out", "cache_folder", "workers", "threads", "device", "save_every")
+# They change where, how fast and under which name, not what is learned; a state knows its base by the content.
+_PLACE = ("base", "out", "cache_folder", "workers", "threads", "device", "save_every", "label", "licence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ class TrainConfig:
             frozen blocks share one.
         keep_tokens: share of a photo's cached patches that a step sees, drawn anew each epoch (PatchDropout); fewer are
             quicker, and teach not to hang on any of them. 1 shows all.
-        validation: share of a set's training photos kept for choosing the best epoch, where it has no val split.
+        validation: share of a set's training photos kept for choosing the best epoch, where its rows name splits and
+            none is val. Rows that name no split are divided 7:1:2 into train, val and test.
         validate_every: epochs.
         patience: validations without a better one until training stops; None trains all epochs.
         native: crops from the photos' own pixels instead of the scene's working size.
@@ -117,6 +119,9 @@ class TrainConfig:
             raise InputError("data: no set is named", hint="data: [{table: mos.csv, range: [0, 1], scene: …}]")
         if self.keep_tokens != 1 and self.cache is None:
             raise InputError(f"keep_tokens: {self.keep_tokens:g} without cache", hint="cache: {crops: 4}")
+        for name in ("label", "licence"):
+            if not is_line(getattr(self, name)):
+                raise InputError(f"{name}: {show(getattr(self, name))}, expected {LINE}")
         if self.batch % self.accumulate:
             raise InputError(f"batch: {self.batch} is no multiple of accumulate, {self.accumulate}")
 

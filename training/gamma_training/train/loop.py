@@ -21,6 +21,7 @@ from gamma_training.train.config import TrainConfig
 from gamma_training.train.distributed import Group, process_group
 from gamma_training.train.report import TrainReport, write_report
 from gamma_training.train.state import Progress, load_state, save_state
+from gamma_training.train.texts import texts_of, tokenize_scenes
 
 if TYPE_CHECKING:
     import torch
@@ -104,10 +105,14 @@ class _Run:
             raise UsageError(
                 f"batch: {config.batch} cannot be shared by {group.size} processes in {config.accumulate} parts each"
             )
+        if config.loss == "mse+rank" and config.batch == group.size * config.accumulate:
+            raise UsageError("loss: mse+rank, and a process's part of a step is one photo", hint="a larger batch")
         self.config, self.group, self.steps = config, group, steps
         with steps.step("checkpoint"):
             self.source: Checkpoint = read_checkpoint(config.base, prompts=config.prompts, licence=config.licence)
             self.model = build_model(self.source).to(group.device)
+        for assumed in self.source.doubts:
+            steps.say(assumed)
         self.photos = open_photos(config, self.source.prompts, steps)
         if doubt := doubt_of(config, self.photos):
             steps.say(doubt)
@@ -126,15 +131,9 @@ class _Run:
         self.progress = Progress()
         self._since = time.monotonic()  # what the progress does not count yet
         self.board = Board(config.out) if group.leads else Board(None)
-        self._prompts = self._tokenize()
+        self._prompts = tokenize_scenes(self.photos.scenes.values(), self.model.dims)
         photos = self.photos.digest
         self._keys = {"config": config.digest, "set of photos and scenes": photos, "base": self.source.sha256}
-
-    def _tokenize(self) -> dict[str, torch.Tensor]:
-        from gamma_training.tokens import tokenize
-
-        context = self.model.dims.context
-        return {name: tokenize(scene.prompts, context) for name, scene in self.photos.scenes.items()}
 
     # State.
 
@@ -235,11 +234,11 @@ class _Run:
     def _epoch(self) -> None:
         from gamma_training.train.photos import batches
         from gamma_training.train.setup import rate
-        from gamma_training.train.views import epoch_order, steps_of
+        from gamma_training.train.views import epoch_order, repeats_of, steps_of
 
         config, group, progress = self.config, self.group, self.progress
         order = epoch_order(self.photos.train, config.balance, config.seed, progress.epoch)
-        all_steps = steps_of(order, config.batch)
+        all_steps = steps_of(np.stack([order, repeats_of(order)], axis=1), config.batch)
         mine = [step[group.rank :: group.size] for step in all_steps[progress.step :]]
         self.model.train()
         what = f"epoch {progress.epoch + 1} of {config.epochs}"
@@ -277,7 +276,7 @@ class _Run:
         total = 0.0
         for number, part in enumerate(parts):
             chosen = [samples[i] for i in part]
-            columns, tokens = self._text([sample.scene for sample in chosen])
+            columns, tokens = (t.to(device) for t in texts_of(self._prompts, [sample.scene for sample in chosen]))
             targets = torch.tensor([sample.target for sample in chosen], dtype=torch.float32, device=device)
             values = torch.from_numpy(inputs[part]).to(device)
             values = values if values.dtype == torch.uint8 else values.float()
@@ -297,18 +296,6 @@ class _Run:
         if self.average:
             self.average.update(len(self.progress.losses) + 1)
         return total
-
-    def _text(self, scenes: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Each photo's column, and the prompts of the scenes that occur, cut to the longest."""
-        import torch
-        from torch.nn.functional import pad
-
-        names = [name for name in self._prompts if name in scenes]
-        tokens = [self._prompts[name] for name in names]
-        length = max(one.shape[1] for one in tokens)
-        rows = torch.cat([pad(one, (0, length - one.shape[1])) for one in tokens])
-        columns = torch.tensor([names.index(scene) for scene in scenes])
-        return columns.to(self.group.device), rows.to(self.group.device)
 
     def _autocast(self) -> torch.autocast:
         import torch

@@ -122,24 +122,28 @@ def batches(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
     """Indices of each step with what the model eats of them: crops, or one cached view of each.
 
+    A step is int64 [B, 2]: photos, and how often the epoch showed each one before.
+
     Raises:
         InputError: a photo cannot be used.
     """
     seed, workers = config.seed, config.workers
 
-    def one(index: int) -> NDArray[Any]:
+    def one(shown: tuple[int, int]) -> NDArray[Any]:
+        index, repeat = shown
         if cache is None:
             sample = photos.train[index]
-            crop: NDArray[Any] = cut(sample, [view_of(seed, epoch, index)], photos.short_side(sample))[0]
+            crop: NDArray[Any] = cut(sample, [view_of(seed, epoch, index, repeat)], photos.short_side(sample))[0]
             return crop
-        view = cache(index, turn_of(seed, epoch, index, cache.crops))
-        return view if config.keep_tokens == 1 else view[kept_rows(seed, epoch, index, len(view), config.keep_tokens)]
+        view = cache(index, turn_of(seed, epoch, index, cache.crops, repeat))
+        share = config.keep_tokens
+        return view if share == 1 else view[kept_rows(seed, epoch, index, len(view), share, repeat)]
 
-    flat = (int(index) for step in steps for index in step)
+    flat = ((index, repeat) for step in steps for index, repeat in step.tolist())
     ahead = max([4 * workers + 8, *(2 * len(step) for step in steps[:1])])
     made = prefetched(one, flat, workers if cache is None else min(workers, 1), ahead)
     try:
         for step in steps:
-            yield step, np.stack([next(made)[1] for _ in step])
+            yield step[:, 0], np.stack([next(made)[1] for _ in step])
     finally:
         made.close()

@@ -17,7 +17,7 @@ from gamma_runtime.crops import reduced, working_size
 from gamma_runtime.errors import InputError
 from gamma_training.data import Sample, read_pixels
 
-__all__ = ["View", "cut", "epoch_order", "fixed_views", "kept_rows", "steps_of", "turn_of", "view_of"]
+__all__ = ["View", "cut", "epoch_order", "fixed_views", "kept_rows", "repeats_of", "steps_of", "turn_of", "view_of"]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 _ORDER, _VIEW, _FIXED, _TURN, _KEPT = 1, 2, 3, 4, 5  # streams of random numbers that have nothing to do with each other
@@ -32,9 +32,12 @@ class View:
     mirrored: bool
 
 
-def view_of(seed: int, epoch: int, index: int) -> View:
-    """The random crop of a photo in an epoch: any position, mirrored every second time (model.md section 3)."""
-    down, right, side = np.random.default_rng([_VIEW, seed, epoch, index]).random(3)
+def view_of(seed: int, epoch: int, index: int, repeat: int = 0) -> View:
+    """The random crop of a photo in an epoch: any position, mirrored every second time (model.md section 3).
+
+    Another one where the epoch shows the photo again: ``repeat`` counts these, as in the two functions below.
+    """
+    down, right, side = np.random.default_rng([_VIEW, seed, epoch, index, *_again(repeat)]).random(3)
     return View(float(down), float(right), bool(side < 0.5))
 
 
@@ -44,15 +47,19 @@ def fixed_views(seed: int, index: int, count: int) -> list[View]:
     return [View(float(down), float(right), number % 2 == 1) for number, (down, right) in enumerate(numbers)]
 
 
-def turn_of(seed: int, epoch: int, index: int, count: int) -> int:
+def turn_of(seed: int, epoch: int, index: int, count: int, repeat: int = 0) -> int:
     """Which of a photo's ``count`` cached views an epoch shows: each once in so many epochs, from any one on."""
-    return int(np.random.default_rng([_TURN, seed, index]).integers(count) + epoch) % count
+    return int(np.random.default_rng([_TURN, seed, index]).integers(count) + epoch + repeat) % count
 
 
-def kept_rows(seed: int, epoch: int, index: int, count: int, share: float) -> NDArray[np.int64]:
+def _again(repeat: int) -> list[int]:
+    return [repeat] if repeat else []
+
+
+def kept_rows(seed: int, epoch: int, index: int, count: int, share: float, repeat: int = 0) -> NDArray[np.int64]:
     """Rows of a photo's ``count`` tokens that an epoch shows: the class token, and a share of the patches in order."""
     patches = max(1, round(share * (count - 1)))
-    drawn = np.random.default_rng([_KEPT, seed, epoch, index]).choice(count - 1, patches, replace=False)
+    drawn = np.random.default_rng([_KEPT, seed, epoch, index, *_again(repeat)]).choice(count - 1, patches, False)
     return np.concatenate([[0], 1 + np.sort(drawn)])
 
 
@@ -100,6 +107,16 @@ def epoch_order(samples: Sequence[Sample], balance: str, seed: int, epoch: int) 
         rounds = -(-int(count) // len(one))
         drawn.append(np.concatenate([generator.permutation(one) for _ in range(rounds)] or [one[:0]])[:count])
     return generator.permutation(np.concatenate(drawn))
+
+
+def repeats_of(order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How often each photo of an epoch's order was there before: more than 0 only where sets are balanced."""
+    seen: dict[int, int] = {}
+    made = []
+    for index in order.tolist():
+        made.append(seen.get(index, 0))
+        seen[index] = made[-1] + 1
+    return np.array(made, np.int64)
 
 
 def steps_of(order: NDArray[np.int64], batch: int) -> list[NDArray[np.int64]]:
