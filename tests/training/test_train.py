@@ -88,8 +88,31 @@ def test_accumulated_parts_make_the_same_steps(folder: Path, whole: TrainReport)
     assert losses(run(folder, "parts", epochs=3, accumulate=4)) == pytest.approx(losses(whole), abs=2e-6)
 
 
-def test_two_processes_make_the_same_steps(folder: Path, whole: TrainReport) -> None:
-    config = train_runs.config(folder, "two", epochs=3)
+# Everything that a step depends on besides the paper's settings, and that two processes can share.
+MUCH: dict[str, Any] = {
+    "trainable": "all",
+    "freeze_blocks": 1,
+    "cache": {"crops": 2, "dtype": "float32"},
+    "keep_tokens": 0.5,
+    "ema": 0.9,
+    "clip": 0.5,
+    "warmup": 3,
+    "weight_decay": 0.05,
+    "schedule": "cosine-steps",
+    "balance": "equal",
+}
+
+
+def test_two_processes_with_every_option_make_the_same_steps(folder: Path) -> None:
+    alone = run(folder, "much", epochs=2, **MUCH)
+    two = in_two_processes(folder, "much-two", epochs=2, accumulate=2, **MUCH)
+    assert two["losses"] == pytest.approx(losses(alone), abs=5e-6)
+    assert two["test"]["mean"]["rmse"] == pytest.approx(alone.test["mean"]["rmse"], abs=1e-5)  # type: ignore[index]
+
+
+def in_two_processes(folder: Path, name: str, **settings: Any) -> dict[str, Any]:
+    """A run under torchrun; its report.json."""
+    config = train_runs.config(folder, name, **settings)
     words = ["--standalone", "--nproc-per-node=2", "-m", "gamma_training.commands.train", config, "--quiet"]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *map(str, words)],
@@ -99,28 +122,40 @@ def test_two_processes_make_the_same_steps(folder: Path, whole: TrainReport) -> 
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    report = json.loads((folder / "two" / "report.json").read_text())
+    made: dict[str, Any] = json.loads((folder / name / "report.json").read_text())
+    return made
+
+
+def test_two_processes_make_the_same_steps(folder: Path, whole: TrainReport) -> None:
+    report = in_two_processes(folder, "two", epochs=3)
     assert report["losses"] == pytest.approx(losses(whole), abs=2e-6)
     assert report["test"]["mean"]["rmse"] == pytest.approx(whole.test["mean"]["rmse"], abs=1e-5)  # type: ignore[index]
     # That the comparison can fail: another seed is another curve.
     assert losses(run(folder, "seed", epochs=3, seed=9)) != pytest.approx(losses(whole), abs=1e-4)
 
 
-def test_after_sigkill_a_run_goes_on_bit_for_bit(folder: Path, whole: TrainReport) -> None:
-    config = train_runs.config(folder, "killed", epochs=3, save_every=1)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("paper", {}), ("much", MUCH | {"loss": "mse+rank", "amp": "bf16", "accumulate": 2})],
+    ids=["paper", "every-option"],
+)
+def test_after_sigkill_a_run_goes_on_bit_for_bit(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    whole = run(folder, f"{name}-whole", epochs=3, **settings)
+    killed = folder / f"{name}-killed"
+    config = train_runs.config(folder, killed.name, epochs=3, save_every=1, **settings)
     words = [sys.executable, "-m", "gamma_training.commands.train", str(config)]
     child = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    state = folder / "killed" / "state.safetensors"
+    state = killed / "state.safetensors"
     end = time.monotonic() + 120
     while not state.is_file() and time.monotonic() < end:
         time.sleep(0.002)
     child.send_signal(signal.SIGKILL)
     assert child.wait(60) == -signal.SIGKILL
-    assert not (folder / "killed" / "report.json").exists()
+    assert not (killed / "report.json").exists()
     done = train_runs.train_in_child(config, "--resume", "--json")
     assert done.returncode == 0, done.stderr
     assert "resumed after" in done.stderr
-    before, after = weights(whole), load_file(folder / "killed" / "last.safetensors")
+    before, after = weights(whole), load_file(killed / "last.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert json.loads(done.stdout)["steps"] == whole.steps
 
