@@ -29,6 +29,7 @@ from gamma_training.model import Gamma, VisionTower
 from gamma_training.scenes import SCENES
 from gamma_training.tokens import tokenize
 from gamma_training.train import read_config
+from tests.training import tiny
 
 
 def _recipe(name: str, root: Path) -> ModuleType:
@@ -260,14 +261,61 @@ def test_the_studys_configuration_is_one(study: ModuleType, tmp_path: Path) -> N
         (data / "avt_ai" / f"x__p{number}.jpg").write_bytes(b"x")
     work.mkdir()
     options = study.StudyOptions(data=data, work=work, epochs=2)
-    head, config = map(read_config, study.write_configs(options))
-    assert (head.freeze_blocks, head.base) == (12, work / "base.safetensors")
-    assert (config.epochs, config.out, config.base) == (2, work / "run", work / "head" / "best.safetensors")
+    head, tower, config = map(read_config, study.write_configs(options))
+    assert (head.freeze_blocks, head.base, head.cache_folder) == (12, work / "plain.safetensors", None)
+    assert (tower.epochs, tower.base) == (2, work / "head" / "best.safetensors")
+    assert (config.out, config.base) == (work / "run", work / "experts.safetensors")
+    assert tower.cache_folder == config.cache_folder == work / "views"
     sets = [open_data(spec) for spec in config.data]
     assert [one.name for one in sets] == ["biq2021", "avt_ai"]
     assert {sample.scene for sample in sets[1].samples} == {"aigc-quality"}
     assert 3 <= len(sets[1].split("test")) <= 20
     assert sets[1].samples[0].target == pytest.approx((2.5 - 1) / 4)
+
+
+def test_the_studys_report_says_what_was_really_trained(study: ModuleType, tmp_path: Path) -> None:
+    numbers = {"steps": 9, "seconds": 8.5, "validation": None, "test": {"biq2021": {"srcc": 0.5}}}
+    for epochs, (name, recipe) in enumerate(study.PARTS.items(), 5):
+        (tmp_path / name).mkdir()
+        config = study.BOTH | recipe | {"epochs": epochs, "out": f"{tmp_path}/{name}", "base": f"{tmp_path}/x"}
+        report = numbers | {"config": config, "epochs": epochs, "photos": {"train": 3}, "experts": [1]}
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
+    (tmp_path / "run" / "best.safetensors").write_bytes(b"x")
+    (tmp_path / "ridge.json").write_text('{"srcc": 0.7}')
+    study.write_report(tmp_path, tmp_path / "base.safetensors", None, 77, Steps())
+    text = (tmp_path / "study.json").read_text()
+    made = json.loads(text)
+    assert [part["recipe"]["epochs"] for part in made["parts"].values()] == [5, 6, 7]
+    assert (made["seconds"], made["ridge"], made["experts"]) == (77, {"srcc": 0.7}, [1])
+    assert str(tmp_path) not in text
+
+
+def test_experts_are_taken_away_and_given_back(tmp_path: Path) -> None:
+    experts = _recipe("experts", ROOT)
+    first, plain, again = (tmp_path / f"{name}.safetensors" for name in ("first", "plain", "again"))
+    dims = tiny.dims(tiny.tower(64, 2, 1), tiny.tower(64, 2, 1))
+    write_safetensors(first, tiny.state(dims), prompts="sdp", dims=dims, fresh=["adapter.fc.0.weight"])
+    experts.without_experts(first, plain)
+    trained, crops = read_checkpoint(plain), torch.randint(256, (2, 224, 224, 3), dtype=torch.uint8)
+    assert (trained.dims.vision.first_moae, trained.dims.vision.experts) == (2, 0)
+    assert trained.dims.text == dims.text
+    prompts, scores = tokenize(SCENES["plain"].prompts, dims.context), {}
+    for unlike in (0.0, 0.5):
+        experts.with_experts(plain, first, again, share=0.3, unlike=unlike, seed=1)
+        read = read_checkpoint(again)
+        for name, source in (("plain", trained), (str(unlike), read)):
+            with torch.inference_mode():
+                model = build_model(source)
+                scores[name] = model(crops, model.text_features(prompts))
+        assert read.dims == dims
+        assert read.state["clip_model.visual.transformer.resblocks.1.mlp.scale"] == pytest.approx(0.3)
+        added = {"gating.layer1.weight", "gating.layer1.bias", "scale"}
+        block = "clip_model.visual.transformer.resblocks.1.mlp."
+        assert read.fresh == {"adapter.fc.0.weight", *(f"{block}{name}" for name in added)}
+        text = [name for name in read.state if ".visual." not in name]
+        assert all(torch.equal(read.state[name], tiny.state(dims)[name]) for name in text)
+    assert scores["0.0"] == pytest.approx(scores["plain"], abs=1e-5)
+    assert scores["0.5"] != pytest.approx(scores["plain"], abs=1e-5)
 
 
 def test_ridge_finds_what_is_linear_and_shrinks_what_is_noise() -> None:

