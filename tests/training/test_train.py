@@ -23,6 +23,7 @@ from gamma_training.checkpoint import read_checkpoint, write_authors
 from gamma_training.data import Sample
 from gamma_training.dims import is_trained
 from gamma_training.train import TrainReport, read_config, train
+from gamma_training.train.logs import Board
 from gamma_training.train.validate import merit, summary
 from tests.training import tiny, train_runs
 
@@ -236,13 +237,16 @@ def test_the_average_is_what_is_kept(folder: Path, whole: TrainReport) -> None:
     assert not torch.equal(weights(averaged)[name], weights(whole)[name])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Board] = []
+    monkeypatch.setattr(Board, "close", lambda board: closed.append(board))
     train_runs.photos(tmp_path)
     state = read_checkpoint(train_runs.base(tmp_path)).state
     huge = {name: state[name] * 1e25 for name in ("adapter.fc.0.weight", "adapter.fc.2.weight")}  # inf - inf
     write_authors(tmp_path / "base.pth", state | huge)
     with pytest.raises(InputError, match="the loss is nan at step 1"):
         run(tmp_path, "run")
+    assert len(closed) == 1  # what is on the board stays
 
 
 def test_the_mean_is_over_the_sets_that_have_a_correlation() -> None:

@@ -68,6 +68,7 @@ def train(config: TrainConfig, *, resume: bool = False, steps: Steps | None = No
         if group.leads:
             stack.enter_context(_alone(config.out))
         run = _Run(config, group, steps or Steps() if group.leads else Steps())
+        stack.callback(run.board.close)  # after an error too: the curve up to it is what one looks at then
         if state.is_file():
             run.resume()
         run.agree()
@@ -378,7 +379,6 @@ class _Run:
             test=test,
         )
         write_report(self.config, made, progress, self.model, self.photos)
-        self.board.close()
         return made
 
 
