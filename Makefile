@@ -28,7 +28,7 @@ test: lint ## linters, types and all tests but those marked gpu or long
 test-long: $(STAMP) ## the tests marked long
 	$(BIN)/python -m pytest -m long --durations=15
 
-study: $(STAMP) ## the study checkpoint: find it, or train it (hours; photos in ../shared/data, for evaluation only)
+study: $(STAMP) ## the study checkpoint: find it, or train it (an hour and a half on two cores; photos in ../shared/data, for evaluation only)
 	$(BIN)/python training/recipes/study.py
 
 fuzz: $(STAMP) ## fuzz every intake for FUZZ_SECONDS (300) each; findings in build/fuzz

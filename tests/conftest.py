@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -35,3 +37,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason="part of `make test-long` only"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the programs under test leave in the temporary folder, such as logs of failed builds, goes with pytest's."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
