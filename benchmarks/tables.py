@@ -221,9 +221,61 @@ def accuracy(name: str) -> str:
     return _table(titles, rows)
 
 
+def distortions() -> str:
+    """The demo checkpoint, kind by kind."""
+    result = _load("accuracy-demo.json")
+    if result is None:
+        return "not measured"
+    rows = [
+        [
+            row["name"],
+            f"{row['srcc']:.3f}",
+            " ".join(f"{mean:.2f}" for mean in row["means"]),
+            "yes" if row["mean_falls"] else "NO",
+            f"{row['monotone']} of {row['contents']}",
+        ]
+        for row in result["sources"]["pytorch"]["distortions"]
+    ]
+    titles = ["distortion", "SRCC within it", "mean score, level 1 to 5", "falls", "photos whose scores fall"]
+    falls = sum(row["mean_falls"] for row in result["sources"]["pytorch"]["distortions"])
+    table = _table(titles, rows)
+    return f"{table}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
+
+
 def demo_accuracy() -> str:
     """The demo checkpoint's row of numbers."""
     return accuracy("demo")
+
+
+def study_accuracy() -> str:
+    """The study checkpoint's rows of numbers."""
+    return accuracy("study")
+
+
+def study() -> str:
+    """How well the study checkpoint judges, beside what is simpler, and what its experts do."""
+    result = _load("study.json")
+    if result is None:
+        return "not measured"
+    name, test = "biq2021", {part: found["test"] for part, found in result["parts"].items()}
+    ridge = result["ridge"]["srcc"]
+    judged = [("ridge regression on the base's frozen features", ridge["value"], ridge["interval"])]
+    for part, what in (("head", "head alone"), ("tower", "and the last six blocks, without experts"), ("run", "Gamma")):
+        judged.append((what, test[part][name]["srcc"], test[part][name]["srcc_interval"]))
+    rows = [[what, f"{srcc:.3f} ({low:.3f} to {high:.3f})"] for what, srcc, (low, high) in judged]
+    blocks = [
+        [
+            str(row["block"]),
+            f"{row['scale']:.2f}",
+            f"{row['gate_entropy']:.2f}",
+            f"{100 * row['expert_difference']:.0f}%",
+            f"{100 * row['share']:.0f}%",
+        ]
+        for row in result["experts"]
+    ]
+    photos = test["run"][name]["photos"]
+    titles = ["block", "scale", "entropy of the gates", "experts' difference", "share of the block's output"]
+    return f"{_table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{_table(titles, blocks)}"
 
 
 BLOCKS = {
@@ -234,8 +286,10 @@ BLOCKS = {
     "overlap": overlap,
     "training": training,
     "accuracy demo": demo_accuracy,
+    "study": study,
+    "accuracy study": study_accuracy,
 }
-CARD_BLOCKS = {"accuracy demo": demo_accuracy}
+CARD_BLOCKS = {"accuracy demo": demo_accuracy, "distortions": distortions}
 FILES = {ROOT / "README.md": BLOCKS, ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS}
 
 
