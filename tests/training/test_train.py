@@ -194,14 +194,14 @@ def test_a_cache_is_made_once_and_trains(folder: Path) -> None:
 
 def test_runs_share_a_cache_that_suits_them(folder: Path) -> None:
     shared = {"cache": {"crops": 2}, "cache_folder": "views", "freeze_blocks": 1}
-    first = run(folder, "one", **shared)
+    first = run(folder, "sharing", **shared)
     [views] = (folder / "views").glob("views-*.npy")
     made = views.stat().st_mtime_ns
-    assert losses(run(folder, "two", **shared)) == losses(first)
-    run(folder, "three", **shared, loss="mse+rank", trainable="all")
+    assert losses(run(folder, "sharing-too", **shared)) == losses(first)
+    run(folder, "sharing-all", **shared, loss="mse+rank", trainable="all")
     assert list((folder / "views").glob("views-*.npy")) == [views]
     assert views.stat().st_mtime_ns == made
-    assert not list((folder / "one").glob("views-*.npy"))
+    assert not list((folder / "sharing").glob("views-*.npy"))
 
 
 def test_a_cache_of_other_weights_is_not_used(folder: Path, tmp_path: Path) -> None:
