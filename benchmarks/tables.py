@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -242,16 +243,6 @@ def distortions() -> str:
     return f"{table}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
 
 
-def demo_accuracy() -> str:
-    """The demo checkpoint's row of numbers."""
-    return accuracy("demo")
-
-
-def study_accuracy() -> str:
-    """The study checkpoint's rows of numbers."""
-    return accuracy("study")
-
-
 def study() -> str:
     """How well the study checkpoint judges, beside what is simpler, and what its experts do."""
     result = _load("study.json")
@@ -278,18 +269,18 @@ def study() -> str:
     return f"{_table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{_table(titles, blocks)}"
 
 
-BLOCKS = {
+BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
     "export cost": export_cost,
     "eager": eager,
     "overlap": overlap,
     "training": training,
-    "accuracy demo": demo_accuracy,
+    "accuracy demo": partial(accuracy, "demo"),
     "study": study,
-    "accuracy study": study_accuracy,
+    "accuracy study": partial(accuracy, "study"),
 }
-CARD_BLOCKS = {"accuracy demo": demo_accuracy, "distortions": distortions}
+CARD_BLOCKS = {"accuracy demo": BLOCKS["accuracy demo"], "distortions": distortions}
 FILES = {ROOT / "README.md": BLOCKS, ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS}
 
 

@@ -30,10 +30,7 @@ from tests.training import tiny, train_runs
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("train")
-    train_runs.photos(made)
-    train_runs.base(made)
-    return made
+    return train_runs.ready(tmp_path_factory.mktemp("train"))
 
 
 def run(folder: Path, name: str, *, resume: bool = False, **settings: Any) -> TrainReport:

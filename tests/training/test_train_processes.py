@@ -30,9 +30,7 @@ except InputError as error:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    train_runs.photos(tmp_path)
-    train_runs.base(tmp_path)
-    return tmp_path
+    return train_runs.ready(tmp_path)
 
 
 def two(*words: str | Path) -> list[tuple[int, str]]:

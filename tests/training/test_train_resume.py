@@ -24,9 +24,7 @@ from tests.training import train_runs
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    train_runs.photos(tmp_path)
-    train_runs.base(tmp_path)
-    return tmp_path
+    return train_runs.ready(tmp_path)
 
 
 def run(folder: Path, name: str = "run", *, resume: bool = False, **settings: Any) -> TrainReport:

@@ -54,6 +54,13 @@ def base(folder: Path) -> Path:
     return path
 
 
+def ready(folder: Path) -> Path:
+    """The folder, with `photos` and `base` in it."""
+    photos(folder)
+    base(folder)
+    return folder
+
+
 def config(folder: Path, name: str = "run", **settings: Any) -> Path:
     """A configuration in ``folder``, which holds `photos` and `base`."""
     data = [{"table": "mos.csv", "range": [0, 1], "scene": "natural-quality"}]

@@ -152,7 +152,9 @@ def _sources(options: EvaluateOptions) -> list[tuple[Path, JudgeOptions]]:
         raise UsageError(
             "--device, --scene-file and --prompts are for checkpoints; a bundle has a backend, and scenes of its own"
         )
-    unsaid = next((_prompts_of(source) for (source, *_), bundle in zip(wanted, bundles, strict=True) if bundle), None)
+    unsaid = None
+    if any(bundles) and not all(bundles):
+        unsaid = _prompts_of(wanted[bundles.index(True)][0])
     made = []
     for (source, precision, backend), bundle in zip(wanted, bundles, strict=True):
         if bundle:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["hand_over", "with_experts", "without_experts"]
 
 _ADDED = re.compile(r"\.visual\..*\.mlp\.(gating\.|scale$)")
+_ADAPTIVE = re.compile(rf"{_ADDED.pattern}|\.visual\..*\.mlp\.experts\.")
 _EXPERT = re.compile(r"(\.visual\..*\.mlp\.)(?:useful_experts|experts\.expert_[0-9]+)\.")
 
 
@@ -22,9 +23,7 @@ def without_experts(source: Path, target: Path) -> None:
     from gamma_training.checkpoint import read_checkpoint, write_safetensors
 
     read = read_checkpoint(source)
-    kept = {name: value for name, value in read.state.items() if not _ADDED.search(name) and ".experts." not in name}
-    text = {name: value for name, value in read.state.items() if ".visual." not in name}
-    state = {_EXPERT.sub(r"\1", name): value for name, value in {**kept, **text}.items()}
+    state = {_EXPERT.sub(r"\1", name): value for name, value in read.state.items() if not _ADAPTIVE.search(name)}
     tower = dataclasses.replace(read.dims.vision, first_moae=read.dims.vision.layers, experts=0)
     write_safetensors(
         target,
