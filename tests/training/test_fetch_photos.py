@@ -58,7 +58,7 @@ WANTED = [
 @pytest.fixture
 def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A target folder whose packages were downloaded already."""
-    monkeypatch.setattr(fetch_photos, "read_list", lambda: list(WANTED))
+    monkeypatch.setattr(fetch_photos, "read_list", lambda _path: list(WANTED))
     downloads = tmp_path / "photos/.packages"
     downloads.mkdir(parents=True)
     content = save(tmp_path / "tree" / PHOTO, seed=1).read_bytes()
@@ -148,9 +148,13 @@ def test_a_damaged_resource_is_refused(tmp_path: Path, damage: Callable[[bytes],
         list(qt_rcc.read_rcc(tmp_path / "a.rcc"))
 
 
-def test_the_list_is_sound() -> None:
-    photos = fetch_photos.read_list(fetch_photos.LIST)
-    assert len(photos) == 215
+@pytest.mark.parametrize(
+    ("path", "count", "registries"),
+    [(fetch_photos.LIST, 215, {"apt", "pip"}), (fetch_photos.LIST.with_name("more_photos.csv"), 65, {"apt"})],
+)
+def test_the_list_is_sound(path: Path, count: int, registries: set[str]) -> None:
+    photos = fetch_photos.read_list(path)
+    assert len(photos) == count
     assert len({one.file for one in photos}) == len(photos)
-    assert {one.registry for one in photos} == {"apt", "pip"}
+    assert {one.registry for one in photos} == registries
     assert all(one.licence and "/" not in one.file and not one.path.startswith(("/", "..")) for one in photos)

@@ -164,6 +164,30 @@ def test_experts_take_over_a_share_and_nothing_changes(demo: ModuleType, monkeyp
         assert model.clip_model.visual.tokens(crops) == pytest.approx(visual.tokens(crops), abs=1e-4)
 
 
+def test_what_experts_took_over_comes_back(demo: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "UNLIKE", 0.0)
+    dims, visual = _tower(demo)
+    mixed = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=1))
+    state, _, _ = demo.base_of(visual, mixed, 7)
+    back, was = demo.plain_tower(state), visual.state_dict()
+    assert set(back) == set(was)
+    for name in set(was) - {"proj"}:  # drawn anew by base_of
+        assert back[name] == pytest.approx(was[name], abs=1e-6), name
+
+
+def test_further_photos_only_teach(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, names in ("photos", range(12)), ("more", range(10, 14)):  # two of the further ones are listed already
+        (tmp_path / folder).mkdir()
+        for name in names:
+            cv2.imwrite(str(tmp_path / folder / f"{name}.png"), np.full((40, 40, 3), name, np.uint8))
+    monkeypatch.setattr(demo, "packaged", lambda photos: set())
+    options = demo.DemoOptions(photos=tmp_path / "photos", more=tmp_path / "more")
+    without = demo.learned_from(dataclasses.replace(options, more=None), 3)
+    assert 0 < len(without) < 12
+    learned = demo.learned_from(options, 3)
+    assert {path.name for path in set(learned.values()) - set(without.values())} == {"12.png", "13.png"}
+
+
 def test_all_patches_in_any_order_are_the_tower_itself(demo: ModuleType) -> None:
     pretext = _recipe("pretext", ROOT)
     dims, visual = _tower(demo)

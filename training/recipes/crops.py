@@ -27,7 +27,12 @@ __all__ = ["Crops", "Labels", "draw_crops"]
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Parts: TypeAlias = NDArray[np.float32]
-SIZES = (288, 336, 384, 448, 512, 640)  # short sides in pixels; a photo is never enlarged
+SIZES = (288, 336, 384, 448, 512, 640)  # short sides in pixels, about; a photo is never enlarged
+ABOUT = 0.12  # a photo's own sizes are up to so much larger or smaller
+HARD = {"motion-blur": 2.0, "jpeg2000": 2.0}  # kinds that are drawn more often: their cost depends on the content most
+TONES = (0.2, 0.15, 0.25)  # spread of gamma, contrast and saturation, natural logarithm
+CHANNEL = 0.05  # spread of a channel's gain
+HALF, SOFTEST = 0.5, 0.8  # how many are softer or sharper, and the widest blur, in pixels
 SQUARE = 16  # pixels; of a patch whose parts are known
 PARTS = 4  # of `Similarity.in_squares`
 MARGIN = 24  # pixels that are distorted around a crop: JPEG's grid and a blur's edge are not the crop's
@@ -80,7 +85,7 @@ def draw_crops(
 
     Args:
         photos: clean photos by content.
-        kinds: of distortion; as many crops are clean as have one of them.
+        kinds: of distortion; as many crops are clean as have one of them, but for those that are `HARD`.
         each: crops of a photo at one size.
         seed: of everything that is drawn.
         folder: for ``crops.npy``, ``parts.npy`` and ``crops.json``, gigabytes.
@@ -92,7 +97,9 @@ def draw_crops(
         paths = list(photos.values())
 
         def work(job: tuple[int, int]) -> list[tuple[Pixels, Parts, tuple[int, float, float]]]:
-            return list(_crops_of(read_photo(paths[job[0]], job[1]), kinds, each, [seed, *job]))
+            random = np.random.default_rng([seed, *job])
+            size = max(CROP, round(job[1] * (1 + random.uniform(-ABOUT, ABOUT))))
+            return list(_crops_of(read_photo(paths[job[0]], size), kinds, each, random))
 
         folder.mkdir(parents=True, exist_ok=True)
         shape = (len(jobs) * each, CROP, CROP, 3)
@@ -120,17 +127,40 @@ def _turned(pixels: Pixels, way: int) -> Pixels:
     return np.ascontiguousarray(turned[:, ::-1] if way >= 4 else turned)
 
 
+def _varied(clean: Pixels, random: np.random.Generator) -> Pixels:
+    """The crop as another camera might have taken it: other tones, colours and sharpness, all of them usual ones.
+
+    It then is the reference. A tower that knows a photo by heart could otherwise tell its losses by what is missing:
+    crops that it had never seen had an SRCC of 0.944 on photos that it knew and of 0.849 on others.
+    """
+    import cv2
+
+    pixels = clean.astype(np.float32) / 255
+    gamma, contrast, saturation = np.exp(random.normal(0, TONES)).tolist()
+    pixels = pixels**gamma * np.exp(random.normal(0, CHANNEL, 3)).astype(np.float32)
+    grey = pixels @ np.array((0.299, 0.587, 0.114), np.float32)
+    pixels = grey[:, :, None] + saturation * (pixels - grey[:, :, None])
+    pixels = grey.mean() + contrast * (pixels - grey.mean())
+    if random.random() < HALF:
+        soft = cv2.GaussianBlur(pixels, (0, 0), float(random.uniform(0.2, SOFTEST)))
+        amount = float(random.choice((1.0, -0.5)))  # softer, or sharper
+        pixels = pixels + amount * (soft - pixels)
+    varied: Pixels = np.clip(pixels * 255 + 0.5, 0, 255).astype(np.uint8)
+    return varied
+
+
 def _crops_of(
-    photo: Pixels, kinds: Sequence[str], each: int, seed: list[int]
+    photo: Pixels, kinds: Sequence[str], each: int, random: np.random.Generator
 ) -> Iterator[tuple[Pixels, Parts, tuple[int, float, float]]]:
-    random = np.random.default_rng(seed)
+    weights = np.array([1.0, *(HARD.get(kind, 1.0) for kind in kinds)])
     height, width = photo.shape[:2]
     side = min(CROP + 2 * MARGIN, height, width)
     for _ in range(each):
         top, left = (int(random.integers(room - side + 1)) for room in (height, width))
         clean = photo[top : top + side, left : left + side]
-        clean = _turned(clean, int(random.integers(8)))
-        kind, level = int(random.integers(len(kinds) + 1)), int(random.integers(LEVEL_COUNT)) + 1
+        clean = _varied(_turned(clean, int(random.integers(8))), random)
+        kind = int(random.choice(len(weights), p=weights / weights.sum()))
+        level = int(random.integers(LEVEL_COUNT)) + 1
         own = int(random.integers(2**63))
         worse = apply(clean, Distortion(kinds[kind - 1], level, own)) if kind else clean
         inside = tuple(slice(start, start + CROP) for start in random.integers(side - CROP + 1, size=2))

@@ -1,11 +1,13 @@
 """The demo checkpoint: a small Gamma that sees distortions, made from free photos and nothing else.
 
     python training/recipes/fetch_photos.py build/photos
-    python training/recipes/demo.py build/photos --work build/demo
+    python training/recipes/fetch_photos.py build/more --list training/recipes/more_photos.csv
+    python training/recipes/demo.py build/photos --more build/more --work build/demo
 
 Makes the synthetic set of `KINDS` and a table in which every scene weighs them in its own way (`WEIGHTS`); a base that
 learned to tell kinds and levels apart (pretext.py); and from it a Gamma by the usual training. An interrupted run goes
-on at the last finished part. With --install the result becomes the packaged checkpoint.
+on at the last finished part. With --go-on CHECKPOINT the base does only its last round, from that checkpoint's tower.
+With --install the result becomes the packaged checkpoint.
 """
 
 from __future__ import annotations
@@ -15,12 +17,11 @@ import dataclasses
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from experts import hand_over
+from experts import hand_over, plain_tower
 from parts import train_parts, write_parts
 
 from gamma_runtime.cli import CommonOptions, log, option, out, run_command
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from pretext import Pretext
     from torch import Tensor
 
-    from gamma_training.data import DataSpec
     from gamma_training.dims import GammaDims
     from gamma_training.model import VisionTower
 
@@ -69,10 +69,10 @@ WEIGHTS: dict[str, dict[str, float]] = {
     },
 }
 COLUMNS = "path,mos,split,scene"
-CROPS = 50  # of a photo at each size, for each round of the base
-# Steps and learning rate of each round; the second one has as many crops more, never seen before. What a single round
-# of 12000 steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
-ROUNDS = ((12000, 1e-3), (5000, 5e-4))
+CROPS = 40  # of a photo at each size, for each round of the base
+# Steps and learning rate of each round; each has as many crops more, never seen before. What a single round of 12000
+# steps knew of its own crops (SRCC 0.94) was ahead of what it knew of others (0.84).
+ROUNDS = ((12000, 1e-3), (5000, 5e-4), (4000, 5e-4))
 EXPERTS = 0.3  # share of a block's MLP that its adaptive experts take over at the start
 UNLIKE = 0.2  # how much they differ at the start: noise on their first layers, as a share of the weights' RMS
 CLEAN = 400  # of them that say what is usual
@@ -109,7 +109,9 @@ class DemoOptions(CommonOptions):
     """Flags of demo.py."""
 
     photos: Path = option(help="folder of fetch_photos.py", positional=True)
+    more: Path | None = option(None, "further photos, which only teach")
     work: Path = option(Path("build/demo"), "folder of the run")
+    go_on: Path | None = option(None, "a demo checkpoint: its tower does the base's last round only")
     short: int = option(1, "divide the base's steps by so much, to try something out")
     seed: int = option(20261125, "of everything that is drawn")
     threads: int | None = option(None, "CPU threads; PyTorch's own choice when left out")
@@ -224,49 +226,53 @@ def base_of(visual: VisionTower, dims: GammaDims, seed: int) -> tuple[dict[str, 
     return *compact_tokens(state, whole, prompts), fresh
 
 
+def learned_from(options: DemoOptions, seed: int) -> dict[str, Path]:
+    """Photos that teach, by content: those of the train split that the package does not show, and all further ones."""
+    from gamma_training.data.splits import split_of
+    from gamma_training.data.synthetic import clean_photos
+
+    listed, shown = clean_photos(options.photos), packaged(options.photos)
+    found = {name: place for name, place in listed.items() if name not in shown and split_of(seed, name) == "train"}
+    further = clean_photos(options.more) if options.more else {}
+    return found | {name: place for name, place in further.items() if name not in listed}
+
+
 def write_base(
-    path: Path, photos: Path, data: DataSpec, rounds: Sequence[Pretext], steps: Steps
+    path: Path, learned: dict[str, Path], start: Path | None, rounds: dict[int, Pretext], steps: Steps
 ) -> tuple[Crops, Labels]:
-    """Draw a tower, let it learn kinds and levels on photos of the train split, and write the base of the run.
+    """Draw a tower, or take that of a checkpoint, let it learn kinds and levels, and write the base of the run.
 
     Args:
         path: of the base; the crops that it learned from, gigabytes, stay beside it.
-        photos: the clean ones.
-        data: the synthetic set; its seed decides the split.
-        rounds: see `ROUNDS`.
+        learned: clean photos by content.
+        start: the checkpoint; None draws a tower.
+        rounds: by number; see `ROUNDS`.
         steps: progress.
 
     Returns:
         All crops, and what is known of them.
     """
-    from crops import draw_crops
+    from crops import Crops, draw_crops
     from pretext import detail_start, pretrain
 
-    from gamma_training.checkpoint import write_safetensors
-    from gamma_training.data.splits import split_of
-    from gamma_training.data.synthetic import clean_photos
+    from gamma_training.checkpoint import read_checkpoint, write_safetensors
     from gamma_training.initialise import scratch_state
     from gamma_training.model import Gamma
 
-    shown = packaged(photos)
-    learned = {
-        content: place
-        for content, place in clean_photos(photos).items()
-        if content not in shown and split_of(data.seed, content) == "train"
-    }
-    seed, dims = rounds[0].seed, small_dims()
+    seed, dims = next(iter(rounds.values())).seed, small_dims()
     plain = dataclasses.replace(dims, vision=dataclasses.replace(dims.vision, first_moae=dims.vision.layers))
     model = Gamma(plain)
     model.load_state_dict(scratch_state(plain, seed))
     visual = model.clip_model.visual
-    for number, how in enumerate(rounds):
-        drawn = draw_crops(learned, KINDS, CROPS, how.seed, path.parent / f"crops-{number}", steps)
-        if number == 0:
-            views, labels = drawn
-            clean = np.flatnonzero(labels.kind == 0)[:CLEAN]
-            detail_start(visual, plain, np.stack([views(int(index), 0) for index in clean]))
-        else:
-            views, labels = views + drawn[0], labels + drawn[1]
+    if start:
+        visual.load_state_dict(plain_tower(read_checkpoint(start).state))
+    views, labels = Crops(), None
+    for number, how in rounds.items():
+        drawn, known = draw_crops(learned, KINDS, CROPS, how.seed, path.parent / f"crops-{number}", steps)
+        if not (start or labels):
+            clean = np.flatnonzero(known.kind == 0)[:CLEAN]
+            detail_start(visual, plain, np.stack([drawn(int(index), 0) for index in clean]))
+        views, labels = views + drawn, labels + known if labels else known
         pretrain(visual, plain, views, labels, how, path.with_name(f"pretext-{number}.pt"), steps)
     state, made, fresh = base_of(visual, dims, seed)
     write_safetensors(path, state, prompts="sdp", label="untrained experts and head", dims=made, fresh=fresh)
@@ -293,11 +299,12 @@ def demo(options: DemoOptions) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     if not (base.is_file() and (taught / "table.csv").is_file()):
-        rounds = [
-            Pretext(steps=count // options.short, lr=rate, seed=options.seed + number)
+        rounds = {
+            number: Pretext(steps=count // options.short, lr=rate, seed=options.seed + number)
             for number, (count, rate) in enumerate(ROUNDS)
-        ]
-        views, labels = write_base(base, options.photos, spec, rounds, steps)
+            if not options.go_on or number == len(ROUNDS) - 1
+        }
+        views, labels = write_base(base, learned_from(options, spec.seed), options.go_on, rounds, steps)
         write_taught(taught, views, labels, options.seed, steps)
     train_parts(write_configs(options, base), steps)
     best = options.work / "run" / BEST

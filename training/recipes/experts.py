@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["hand_over", "with_experts", "without_experts"]
+__all__ = ["hand_over", "plain_tower", "with_experts", "without_experts"]
 
 _ADDED = re.compile(r"\.visual\..*\.mlp\.(gating\.|scale$)")
 _ADAPTIVE = re.compile(rf"{_ADDED.pattern}|\.visual\..*\.mlp\.experts\.")
@@ -65,6 +65,21 @@ def with_experts(source: Path, first: Path, target: Path, *, share: float, unlik
         licence=trained.licence,
         fresh=trained.fresh | {name for name in state if _ADDED.search(name)},
     )
+
+
+def plain_tower(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The vision tower of a trained Gamma with MLPs instead of experts, as a start: near to what it computed.
+
+    Each block's shared expert takes back what `hand_over` took; what the adaptive ones learned since is lost.
+    """
+    tower = {name.partition(".visual.")[2]: value.float() for name, value in state.items() if ".visual." in name}
+    for name in [name for name in tower if name.endswith(".mlp.scale")]:
+        shared = f"{name.removesuffix('scale')}useful_experts.c_proj"
+        for part in ("weight", "bias"):
+            tower[f"{shared}.{part}"] = tower[f"{shared}.{part}"] / (1 - tower[name])
+    named = {f".visual.{name}": value for name, value in tower.items()}
+    kept = {_EXPERT.sub(r"\1", name): value for name, value in named.items() if not _ADAPTIVE.search(name)}
+    return {name.removeprefix(".visual."): value for name, value in kept.items()}
 
 
 def hand_over(state: dict[str, Tensor], share: float, unlike: float, generator: torch.Generator) -> None:

