@@ -175,6 +175,18 @@ def test_what_experts_took_over_comes_back(demo: ModuleType, monkeypatch: pytest
         assert back[name] == pytest.approx(was[name], abs=1e-6), name
 
 
+def test_varied_crops_are_the_same_photo_in_other_tones(demo: ModuleType) -> None:
+    crops = _recipe("crops", ROOT)
+    clean = cv2.GaussianBlur(np.random.default_rng(1).integers(256, size=(64, 64, 3), dtype=np.uint8), (0, 0), 3)
+    made = [crops._varied(clean, np.random.default_rng(seed)) for seed in range(40)]
+    assert (crops._varied(clean, np.random.default_rng(7)) == made[7]).all()
+    assert all(one.dtype == np.uint8 and one.shape == clean.shape for one in made)
+    assert len({one.tobytes() for one in made}) == 40
+    alike = [np.corrcoef(one.ravel(), clean.ravel())[0, 1] for one in made]
+    assert min(alike) > 0.8
+    assert np.std([one.mean() for one in made]) > 3  # grey levels
+
+
 def test_further_photos_only_teach(demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder, names in ("photos", range(12)), ("more", range(10, 14)):  # two of the further ones are listed already
         (tmp_path / folder).mkdir()
