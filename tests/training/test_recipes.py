@@ -177,7 +177,7 @@ def test_what_experts_took_over_comes_back(demo: ModuleType, monkeypatch: pytest
 
 def test_varied_crops_are_the_same_photo_in_other_tones(demo: ModuleType) -> None:
     crops = _recipe("crops", ROOT)
-    clean = cv2.GaussianBlur(np.random.default_rng(1).integers(256, size=(64, 64, 3), dtype=np.uint8), (0, 0), 3)
+    clean = cv2.resize(cv2.imread(str(packaged_photos()[1])), (64, 64))
     made = [crops._varied(clean, np.random.default_rng(seed)) for seed in range(40)]
     assert (crops._varied(clean, np.random.default_rng(7)) == made[7]).all()
     assert all(one.dtype == np.uint8 and one.shape == clean.shape for one in made)
@@ -385,7 +385,7 @@ def test_crops_have_labels_of_their_own_pixels(tmp_path: Path) -> None:
     alone = [(cv2.absdiff(views(n, 0), cv2.medianBlur(views(n, 0), 3)) > 60).mean() for n in range(len(clean))]
     assert np.corrcoef(alone, (labels.kind == 2) * labels.level)[0, 1] > 0.8  # the pixels are what the label says
     assert labels.parts[clean] == pytest.approx(1, abs=2e-3)
-    assert np.corrcoef(labels.parts[:, :, 1].mean(1), labels.quality)[0, 1] > 0.9
+    assert np.corrcoef(labels.parts[:, :, 1].mean(1), labels.quality)[0, 1] > 0.85
     again, same = crops.draw_crops(photos, (), 0, 0, tmp_path, Steps())
     assert (same.quality == labels.quality).all()
     assert np.array_equal(again(7, 0), views(7, 0))
