@@ -120,13 +120,14 @@ def _build(
     from gamma_export.describe import describe
     from gamma_export.fold import fold_text
     from gamma_export.golden import make_golden
-    from gamma_export.parity import photos_in, reference, verification_subjects
+    from gamma_export.parity import photos_in, reference, torch_threads, verification_subjects
     from gamma_training.scenes import encode_scenes
 
     names = [scene.name for scene in plan.scenes]
     subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
-        text = encode_scenes(model, plan.scenes)
+        with torch_threads(1):  # a graph's constants, and so its name, must not depend on the machine's cores
+            text = encode_scenes(model, plan.scenes)
         folded = fold_text(text, model.clip_model.logit_scale)
     files: list[FileEntry] = []
     graphs: list[GraphEntry] = []

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.fault_shim import CHANGES, REMOVALS, Shim
-from tests.hostile.fault_subjects import NEW, NOTHING, Subject
+from tests.hostile.fault_subjects import NOTHING, Subject
 from tests.hostile.fault_subjects import subject as make_subject
 from tests.tiny_export import snapshot
 
@@ -142,7 +142,6 @@ def sweep(plan: dict[str, Any], subject: Subject) -> Iterator[dict[str, Any]]:
             "before": sorted(before or ()),
             **state(subject, out, before),
         }
-        found["placed"] = sorted(subject.listed(out)) if found["held"] == NEW else []
         age(out)
         # What comes next meets the folder, not the computation before it: the whole work here and there is enough.
         again = subject.work if at in (points[0], points[-1]) else subject.again
