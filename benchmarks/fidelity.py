@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from gamma_calib.compare import Difference
 from gamma_export import fold, parity, untrained, vision, weights
 from gamma_runtime import backends, steps
 from gamma_training import dims as model_dims
@@ -74,7 +75,7 @@ class Candidate:
         with backends.create(backend, path) as runner:
             return parity.graph_scores(runner, 1, self.wanted.crops[:crops], steps.Steps(), "")
 
-    def difference(self, path: Path, backend: str, crops: int | None = None) -> parity.Difference:
+    def difference(self, path: Path, backend: str, crops: int | None = None) -> Difference:
         """The check: the worst scene's difference to PyTorch."""
         found = self.scores(path, backend, crops)
         columns = [parity.compare(self.wanted.scores[: len(found), k], found[:, k]) for k in range(found.shape[1])]
@@ -200,7 +201,7 @@ def scene_graphs_against_joint(candidate: Candidate, crops: int) -> float:
     return worst
 
 
-def _row(what: str, precision: str, backend: str, difference: parity.Difference, **more: Any) -> dict[str, Any]:
+def _row(what: str, precision: str, backend: str, difference: Difference, **more: Any) -> dict[str, Any]:
     share = difference.max_abs / difference.score_std
     row = {"what": what, "precision": precision, "backend": backend, **dataclasses.asdict(difference)}
     row |= {"max_abs_share_of_std": share, "limit": LIMITS[precision], **more}

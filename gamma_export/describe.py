@@ -7,9 +7,11 @@ import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gamma_export.int8 import moae_scales
 from gamma_runtime.cli import printable
 
 if TYPE_CHECKING:
+    from gamma_export.int8 import Int8Graphs
     from gamma_export.plan import ExportOptions, Plan
     from gamma_runtime.manifest import FileEntry, Golden, GraphEntry, Manifest, Parity
     from gamma_training.checkpoint import Checkpoint
@@ -25,6 +27,7 @@ def describe(
     graphs: list[GraphEntry],
     parity: list[Parity],
     golden: list[Golden],
+    int8: Int8Graphs | None = None,
 ) -> Manifest:
     """The manifest of a bundle whose files are written and measured."""
     from gamma_runtime import __version__
@@ -42,9 +45,11 @@ def describe(
         parameters=checkpoint.parameters,
         score_levels=levels,
         dims=checkpoint.dims.to_json(),
+        moae_scales=moae_scales(checkpoint),
     )
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-    del chosen["photos"], chosen["scene_file"]  # paths of the exporting machine; the prompts are recorded
+    for name in ("photos", "scene_file", "calib", "calib_cache", "recipe"):
+        del chosen[name]  # paths of the exporting machine; prompts and recipe are recorded
     return Manifest(
         schema_version=SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -58,9 +63,10 @@ def describe(
         parity=parity,
         golden=golden,
         files=list({entry.name: entry for entry in files}.values()),
+        quantisation=int8.quantisation if int8 else None,
         libraries=_libraries(),
         options=chosen | {"licence": info.licence},
-        warnings=_warnings(checkpoint, plan),
+        warnings=_warnings(checkpoint, plan) + [_line(text) for text in (int8.warnings if int8 else ())],
     )
 
 

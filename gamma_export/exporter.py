@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gamma_export.vision import IO, GraphOptions
     from gamma_export.weights import WeightsFile
-    from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity
+    from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity, Quantisation
     from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.model import Gamma
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["DEMO", "ExportOptions", "ExportReport", "export"]
 
 DEMO = "demo"
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 7}  # of a weight; int8 is made from both others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class ExportReport:
     warnings: tuple[str, ...]
     label: str | None
     scenes: tuple[str, ...]
+    quantisation: Quantisation | None = None
 
 
 def export(
@@ -75,8 +76,9 @@ def export(
     precisions, batch = check_options(options)
     source = None if checkpoint is None or str(checkpoint) == DEMO else Path(os.path.expanduser(checkpoint))
     out = Path(os.path.expanduser(out)).absolute()
+    options = dataclasses.replace(options, calib_cache=options.calib_cache or out.with_suffix(".calib"))
     check_output(out, source)
-    _require_libraries()
+    _require_libraries(precisions)
     with staging(out) as stage:
         with steps.step("checkpoint"):
             read = read_checkpoint(
@@ -93,24 +95,31 @@ def export(
         passed = all(row.passed for row in manifest.parity) and all(check.passed for check in golden)
         if passed:
             publish(stage, out, manifest, options.lock_timeout)
+    return _report(out, passed, steps.seconds, manifest, golden)
+
+
+def _report(out: Path, published: bool, seconds: float, manifest: Manifest, golden: list[GoldenCheck]) -> ExportReport:
     return ExportReport(
         bundle=out,
-        published=passed,
-        seconds=steps.seconds,
+        published=published,
+        seconds=seconds,
         bytes=sum(entry.size for entry in manifest.files),
         parity=tuple(manifest.parity),
         golden=tuple(golden),
         warnings=tuple(manifest.warnings),
-        label=read.label,
-        scenes=tuple(scene.name for scene in plan.scenes),
+        label=manifest.checkpoint.label,
+        scenes=tuple(scene.name for scene in manifest.scenes),
+        quantisation=manifest.quantisation,
     )
 
 
-def _require_libraries() -> None:
+def _require_libraries(precisions: tuple[str, ...]) -> None:
     from gamma_runtime.cli import require
 
     for module in ("torch", "onnx", "scipy"):
         require(module, "export")
+    if "int8" in precisions:
+        require("onnxruntime", "cpu")
 
 
 def _build(
@@ -120,26 +129,35 @@ def _build(
     from gamma_export.describe import describe
     from gamma_export.fold import fold_text
     from gamma_export.golden import make_golden
+    from gamma_export.int8 import Job, find_calibration_images, make_int8
     from gamma_export.parity import photos_in, reference, torch_threads, verification_subjects
     from gamma_training.scenes import encode_scenes
 
     names = [scene.name for scene in plan.scenes]
+    images = find_calibration_images(options, plan, steps) if "int8" in plan.precisions else None
     subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
         with torch_threads(1):  # a graph's constants, and so its name, must not depend on the machine's cores
             text = encode_scenes(model, plan.scenes)
         folded = fold_text(text, model.clip_model.logit_scale)
-    files: list[FileEntry] = []
-    graphs: list[GraphEntry] = []
-    for precision in plan.precisions:
-        made = _graphs(stage, checkpoint, plan, options, precision, folded, steps)
-        files += made[0]
-        graphs += made[1]
+    made = {p: _graphs(stage, checkpoint, plan, options, p, folded, steps) for p in plan.precisions if p != "int8"}
     wanted = reference(model, text, names, subjects, steps, options.threads)
+    int8 = None
+    if "int8" in plan.precisions:
+
+        def base(precision: str) -> tuple[Path, tuple[list[FileEntry], list[GraphEntry]]]:
+            folder = stage / f"base-{precision}"
+            folder.mkdir()
+            return folder, _graphs(folder, checkpoint, plan, options, precision, folded, steps)
+
+        int8 = make_int8(Job(stage, checkpoint, plan, options, images, steps), base, wanted)
+        made["int8"] = int8.files, int8.graphs
+    files = [file for precision in plan.precisions for file in made[precision][0]]
+    graphs = [graph for precision in plan.precisions for graph in made[precision][1]]
     with steps.step("golden images in PyTorch"):
         golden_files, golden = make_golden(stage, model, text, plan.contract, names, options.threads)
     parity = _parity(stage, graphs, wanted, options, steps)
-    return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden)
+    return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden, int8)
 
 
 def _graphs(
@@ -208,6 +226,7 @@ def _graph(
         attention=options.attention,  # type: ignore[arg-type]
         opset=options.opset,
         moae="exact",
+        int8_share=None,
         onnx=file.name,
         weights=weights.name,
         crops=options.crops,

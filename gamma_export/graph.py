@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gamma_calib.external import DTYPES
+
 if TYPE_CHECKING:
     import onnx
     from onnx import NodeProto, TensorProto
 
-    from gamma_export.weights import WeightsFile
+    from gamma_calib.external import WeightsFile
 
 __all__ = ["DTYPES", "IR_VERSION", "GraphWriter"]
 
 # onnx writes newer IR versions by default; ONNX Runtime 1.23, the newest for Python 3.10 (JetPack 6), stops at 11.
 IR_VERSION = 10
-DTYPES = {"fp32": 1, "uint8": 2, "int64": 7, "fp16": 10, "bf16": 16}  # onnx.TensorProto.DataType
 
 
 class GraphWriter:

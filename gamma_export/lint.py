@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gamma_export.graph import DTYPES, IR_VERSION
+from gamma_calib.external import DTYPES
+from gamma_export.graph import IR_VERSION
 from gamma_runtime.contract import CROP
 from gamma_runtime.errors import InputError
 

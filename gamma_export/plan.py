@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ExportOptions", "Plan", "check_gate", "check_options", "make_plan"]
 
-_PRECISIONS = ("fp32", "fp16", "bf16")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ExportOptions:
     """How a checkpoint becomes a bundle; all of it is recorded in the manifest."""
 
     precision: tuple[str, ...] = option(
-        ("fp16",), "fp32, fp16, bf16; several (with commas) make graphs of each", repeat=True
+        ("fp16",), "fp32, fp16, bf16, int8 (needs --calib); several (with commas) make graphs of each", repeat=True
     )
     scene: tuple[str, ...] = option(
         (), "scenes, with commas; those of the checkpoint's own prompt kind when left out", repeat=True
@@ -43,9 +43,23 @@ class ExportOptions:
         "decomposed", "op: ONNX opset-23 Attention (fp16, bf16; TensorRT 10.16 and later, RTX); both: graphs of each"
     )
     residual: Literal["fp32", "fp16", "bf16"] = option("fp32", "precision of the residual stream in fp16, bf16 graphs")
+    calib: tuple[Path, ...] = option(
+        (), "int8: photos to calibrate with: folders, images, or .txt/.csv lists of them", repeat=True
+    )
+    calib_count: int = option(256, "int8: most photos to calibrate with")
+    calib_min: int = option(16, "int8: fewer usable ones are refused")
+    calib_method: Literal["auto", "max", "percentile", "entropy", "mse"] = option(
+        "auto", "int8: how ranges follow from histograms; auto: what shifts the scores least"
+    )
+    calib_cache: Path | None = option(
+        None, "int8: folder of the calibration record and the trials; the bundle's name with .calib when left out"
+    )
+    recipe: Path | None = option(None, "int8: a bundle whose recipe is replayed, instead of --calib")
     photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
     backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")
-    gate: float | None = option(None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2 for fp32, fp16, bf16")
+    gate: float | None = option(
+        None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2, 2e-2 for fp32, fp16, bf16, int8"
+    )
     licence: str | None = option(None, "licence of the checkpoint, recorded in the manifest")
     expect_sha256: str | None = option(None, "refuse a checkpoint with any other digest")
     threads: int | None = option(None, "CPU threads of the verification")
@@ -85,11 +99,13 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
         )
     if options.attention == "op" and "fp32" in precisions:
         raise UsageError("--attention op is for fp16 and bf16: TensorRT-RTX has no fp32 kernel for it")
-    if options.residual != "fp32" and set(precisions) - {"fp32", options.residual}:
+    halves = {"fp16" if precision == "int8" else precision for precision in precisions}
+    if options.residual != "fp32" and halves - {"fp32", options.residual}:
         raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
     for precision in precisions:
         backends.choose(options.backend, precision)
     check_gate(options.gate)
+    _check_int8(options, precisions)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads} is below 1")
     if not 0 <= options.lock_timeout < float("inf"):
@@ -102,6 +118,20 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
     if not 1 <= least <= optimal <= most <= 256:
         raise UsageError(f"--batch {options.batch!r}: needs 1 <= LEAST <= OPTIMAL <= MOST <= 256")
     return precisions, (least, optimal, most)
+
+
+def _check_int8(options: ExportOptions, precisions: tuple[str, ...]) -> None:
+    wanted = bool(options.calib) + (options.recipe is not None)
+    if "int8" in precisions and wanted != 1:
+        raise UsageError(
+            "--precision int8 takes its ranges from photos or from an earlier bundle",
+            hint="either --calib FOLDER or --recipe BUNDLE",
+        )
+    for name, number in (("--calib-count", options.calib_count), ("--calib-min", options.calib_min)):
+        if number < 1:
+            raise UsageError(f"{name} {number} is below 1")
+    if "int8" not in precisions and wanted:
+        raise UsageError("--calib and --recipe are for --precision int8")
 
 
 def check_gate(gate: float | None) -> None:

@@ -20,7 +20,7 @@ from gamma_training.model import QUICK_GELU
 if TYPE_CHECKING:
     import onnx
 
-    from gamma_export.weights import WeightsFile
+    from gamma_calib.external import WeightsFile
     from gamma_runtime.contract import CropPolicy
 
 __all__ = ["GraphOptions", "build_graph", "graph_io"]

@@ -4,8 +4,8 @@ A record is a cache of hours of work, never a source of truth: one that is broke
 else counts as absent, with a warning (hostile_inputs.md rows 29 to 31). The scales themselves live in the Q/DQ graph.
 
 The file is one line with the SHA-256 of all that follows, one line of JSON, then the histograms' counts as raw
-little-endian int64 in the order of the JSON. There is no pickle and no archive in it, so nothing runs when it is read,
-and nothing becomes larger than the file.
+little-endian int64 and the channels' maxima as raw little-endian float32, both in the order of the JSON. There is no
+pickle and no archive in it, so nothing runs when it is read, and nothing becomes larger than the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,14 @@ __all__ = ["Histogram", "Key", "Record", "calibrating", "find_record", "key_for"
 
 _MAGIC = b"gamma-calibration 1 "
 _START = len(_MAGIC) + 64 + 1  # bytes of the first line
-_MAX_FILE = 256 * 2**20  # bytes; a histogram of 2048 bins has 16 KiB, the model a few hundred tensors
+_MAX_FILE = 256 * 2**20  # bytes; 2048 bins and 12288 channels have 64 KiB, the model a few hundred tensors
 _MAX_HEADER = 16 * 2**20
 _COUNT = np.dtype("<i8")
+_MAXIMUM = np.dtype("<f4")
 _REDO = "calibrate again"
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Record:
         done: images that are in it; who resumes goes on with the next one.
         total: images of the whole calibration.
         histograms: by tensor name.
-        ranges: by method (``minmax``, ``percentile``, …) and tensor name: lowest and highest value to represent.
+        ranges: by method (``max``, ``percentile``, …) and tensor name: lowest and highest value to represent.
+        channels: by tensor name: the largest |value| of every channel (the last axis), float32 ``[width]``.
     """
 
     key: Key
@@ -95,6 +98,7 @@ class Record:
     total: int
     histograms: Mapping[str, Histogram] = dataclasses.field(default_factory=dict)
     ranges: Mapping[str, Mapping[str, tuple[float, float]]] = dataclasses.field(default_factory=dict)
+    channels: Mapping[str, NDArray[np.float32]] = dataclasses.field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -111,6 +115,13 @@ class _Bins(BaseModel):
     bins: int = Field(ge=1, le=1 << 20)
 
 
+class _Channels(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tensor: str
+    width: int = Field(ge=1, le=1 << 20)
+
+
 class _Header(BaseModel):
     """The line of JSON."""
 
@@ -121,6 +132,7 @@ class _Header(BaseModel):
     total: int = Field(ge=1)
     histograms: list[_Bins]
     ranges: dict[str, dict[str, tuple[Finite, Finite]]]
+    channels: list[_Channels]
 
 
 def key_for(bundle: Bundle, graph: GraphEntry, images: Sequence[Path], method: str, versions: Mapping[str, str]) -> Key:
@@ -151,18 +163,22 @@ def write_record(path: Path, record: Record) -> None:
     Raises:
         OutputError: disk or permission; the old file is untouched. IntegrityError: a record that nobody could read.
     """
-    arrays = [np.asarray(h.counts).astype(_COUNT, casting="safe") for h in record.histograms.values()]
-    bins = [
-        {"tensor": name, "low": h.low, "high": h.high, "bins": len(array)}
-        for (name, h), array in zip(record.histograms.items(), arrays, strict=True)
-    ]
+    counts = [np.asarray(h.counts).astype(_COUNT, casting="safe") for h in record.histograms.values()]
+    maxima = [np.asarray(values).astype(_MAXIMUM, casting="safe") for values in record.channels.values()]
     header = {
         "key": dataclasses.asdict(record.key),
         "done": record.done,
         "total": record.total,
-        "histograms": bins,
+        "histograms": [
+            {"tensor": name, "low": h.low, "high": h.high, "bins": len(array)}
+            for (name, h), array in zip(record.histograms.items(), counts, strict=True)
+        ],
         "ranges": {method: dict(ranges) for method, ranges in record.ranges.items()},
+        "channels": [
+            {"tensor": name, "width": len(array)} for name, array in zip(record.channels, maxima, strict=True)
+        ],
     }
+    arrays: list[NDArray[Any]] = [*counts, *maxima]
     body = json.dumps(header).encode() + b"\n" + b"".join(array.tobytes() for array in arrays)
     content = _MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
     _parse(path, content)
@@ -251,19 +267,30 @@ def _assemble(header: _Header, data: bytes) -> Record:
     """
     if header.done > header.total:
         raise ValueError(f"{header.done} of {header.total} images")
-    sizes = [bins.bins * _COUNT.itemsize for bins in header.histograms]
-    if sum(sizes) != len(data):
-        raise ValueError(f"{len(data)} bytes of counts, the header says {sum(sizes)}")
-    pairs = [pair for ranges in header.ranges.values() for pair in ranges.values()]
-    if any(low > high for low, high in [*pairs, *((bins.low, bins.high) for bins in header.histograms)]):
-        raise ValueError("a range is upside down")
-    if len({bins.tensor for bins in header.histograms}) != len(sizes):
+    bins = {entry.tensor: entry for entry in header.histograms}
+    widths = {entry.tensor: entry.width for entry in header.channels}
+    if len(bins) != len(header.histograms) or len(widths) != len(header.channels):
         raise ValueError("a tensor is listed twice")
-    histograms, place = {}, 0
-    for bins, size in zip(header.histograms, sizes, strict=True):
-        counts = np.frombuffer(data, _COUNT, bins.bins, place)
-        if counts.min() < 0:
-            raise ValueError("a negative count")
-        histograms[bins.tensor] = Histogram(bins.low, bins.high, counts)
-        place += size
-    return Record(header.key, header.done, header.total, histograms, header.ranges)
+    pairs = [pair for ranges in header.ranges.values() for pair in ranges.values()]
+    if any(low > high for low, high in [*pairs, *((entry.low, entry.high) for entry in bins.values())]):
+        raise ValueError("a range is upside down")
+    split = sum(entry.bins for entry in bins.values()) * _COUNT.itemsize
+    if (size := split + sum(widths.values()) * _MAXIMUM.itemsize) != len(data):
+        raise ValueError(f"{len(data)} bytes of counts and channels, the header says {size}")
+    counts = _cut(np.frombuffer(data[:split], _COUNT), [entry.bins for entry in bins.values()])
+    maxima = _cut(np.frombuffer(data[split:], _MAXIMUM), list(widths.values()))
+    if any(array.min() < 0 for array in counts):
+        raise ValueError("a negative count")
+    if any(not (np.isfinite(array).all() and array.min() >= 0) for array in maxima):
+        raise ValueError("a channel whose largest value is not finite, or negative")
+    histograms = {
+        entry.tensor: Histogram(entry.low, entry.high, array)
+        for entry, array in zip(bins.values(), counts, strict=True)
+    }
+    channels = dict(zip(widths, maxima, strict=True))
+    return Record(header.key, header.done, header.total, histograms, header.ranges, channels)
+
+
+def _cut(values: NDArray[Number], lengths: Sequence[int]) -> list[NDArray[Number]]:
+    """The pieces of an array, one after another."""
+    return np.split(values, np.cumsum(lengths))[:-1]

@@ -102,6 +102,7 @@ def _as_json(report: ExportReport) -> dict[str, object]:
     return {
         **dataclasses.asdict(report),
         "bundle": str(report.bundle),
+        "quantisation": report.quantisation.model_dump(mode="json") if report.quantisation else None,
         "parity": [row.model_dump(mode="json") for row in report.parity],
         "golden": [check.to_dict() for check in report.golden],
     }

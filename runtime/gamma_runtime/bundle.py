@@ -117,12 +117,13 @@ class Bundle:
         return contract
 
     def graph(self, scene: str, precision: str | None = None) -> GraphEntry:
-        """The graph that scores a scene: its own one if there is one, else the joint one.
+        """The graph with which a CPU scores a scene: its own one if there is one, else the joint one.
 
         Raises:
             InputError: no graph of this bundle scores that scene, or not in that precision.
         """
-        fitting = [g for g in self.manifest.graphs if scene in g.scenes and precision in (None, g.precision)]
+        runnable = [g for g in self.manifest.graphs if g.target != "tensorrt"]
+        fitting = [g for g in runnable if scene in g.scenes and precision in (None, g.precision)]
         if not fitting:
             have = sorted({f"{s} ({g.precision})" for g in self.manifest.graphs for s in g.scenes})
             wanted = f"{scene} ({precision})" if precision else scene
@@ -325,7 +326,7 @@ def _contradiction(manifest: Manifest) -> str | None:
     scenes = {scene.name for scene in manifest.scenes}
     if len(scenes) != len(manifest.scenes) or any(len(set(g.scenes)) != len(g.scenes) for g in manifest.graphs):
         return "a scene is listed twice"
-    if len({(g.name, g.precision, g.attention) for g in manifest.graphs}) != len(manifest.graphs):
+    if len({(g.name, g.precision, g.attention, g.target) for g in manifest.graphs}) != len(manifest.graphs):
         return "a graph is listed twice"
     used = {n for g in manifest.graphs for n in (g.onnx, g.weights)} | {g.file for g in manifest.golden}
     if missing := used - names:

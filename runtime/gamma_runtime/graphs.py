@@ -60,7 +60,7 @@ def pick(bundle: Bundle, scenes: Sequence[str], precision: str | None) -> list[G
         InputError: no graph for a scene, or not in that precision.
     """
     graphs = sorted(bundle.manifest.graphs, key=lambda g: g.attention != "decomposed")
-    fitting = [g for g in graphs if precision in (None, g.precision)]
+    fitting = [g for g in graphs if precision in (None, g.precision) and g.target != "tensorrt"]
     if len(scenes) > 1:
         joint = [g for g in fitting if set(scenes) <= set(g.scenes)]
         if joint:

@@ -21,7 +21,9 @@ __all__ = [
     "GraphEntry",
     "Manifest",
     "Parity",
+    "Quantisation",
     "SceneEntry",
+    "Trial",
 ]
 
 SCHEMA_VERSION = 1
@@ -34,7 +36,7 @@ SceneName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}
 # One line that is shown to people: no control characters, so that no bundle writes to a terminal what it likes.
 Line = Annotated[str, StringConstraints(pattern=r"^\P{C}*$", max_length=500)]
 Capability = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]\+?$")]
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 def _range(batch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -77,6 +79,7 @@ class CheckpointInfo(_Strict):
     parameters: int = Field(ge=0)
     score_levels: Annotated[list[float], Field(min_length=2), AfterValidator(_levels)]
     dims: dict[str, Any]
+    moae_scales: dict[str, float] = {}  # by block, e.g. "blocks.6"; INT8 takes them out of the merged second products
 
 
 class SceneEntry(_Strict):
@@ -88,11 +91,16 @@ class SceneEntry(_Strict):
 
 
 class GraphEntry(_Strict):
-    """One ONNX graph. ``name`` is the scene's, or ``joint``; ``files`` are the graph and its external data."""
+    """One ONNX graph. ``name`` is the scene's, or ``joint``; ``files`` are the graph and its external data.
+
+    An int8 graph is there twice: for the CPU backends, what is not 8 bits in fp32, and for TensorRT, there in fp16.
+    """
 
     name: SceneName
     scenes: list[SceneName] = Field(min_length=1)
     precision: Precision
+    target: Literal["any", "cpu", "tensorrt"] = "any"
+    int8_share: float | None = Field(None, ge=0, le=1)  # of the multiply-adds, in int8 graphs
     attention: Literal["decomposed", "op"]
     opset: int
     moae: Literal["exact"]
@@ -110,17 +118,47 @@ class Parity(_Strict):
     graph: SceneName
     scene: SceneName
     precision: Precision
+    target: Literal["any", "cpu", "tensorrt"] = "any"
     backend: Line
     backend_version: Line
     crops: int
     max_abs: float
     mean_abs: float
+    p99_abs: float | None = None
     score_std: float
     srcc: float | None  # None below 16 crops or where all scores are equal
     order_flips: float | None  # share of pairs whose order differs
     gate_max: float
+    gate_mean: float | None = None
     passed: bool
+    worst: dict[Line, float] = {}  # the images with the largest |difference|
     note: Line | None = None
+
+
+class Trial(_Strict):
+    """One recipe of the search for 8 bits: groups sent back, what stayed, and the worst scene's scores."""
+
+    kept: list[Line]
+    int8_share: float
+    max_abs: float
+    mean_abs: float  # over all scenes
+    srcc: float | None
+    passed: bool
+
+
+class Quantisation(_Strict):
+    """The recipe of the int8 graphs; with it an export replays them without photos."""
+
+    groups: list[Line]
+    kept: list[Line]  # what was sent back to floating point
+    ranges: dict[Line, float]  # by activation: the largest |value| that is represented
+    method: Line
+    methods: dict[Line, float] = {}  # mean |shift| with everything in 8 bits, by calibrator
+    images: int = Field(ge=0)  # of the calibration
+    images_sha256: Sha256 | None = None
+    int8_share: float = Field(ge=0, le=1)  # of the multiply-adds
+    trials: list[Trial] = []
+    sensitivity: dict[Line, float] = {}  # mean |shift| of each group alone in 8 bits
 
 
 class Golden(_Strict):
@@ -148,6 +186,7 @@ class Manifest(_Strict):
     parity: list[Parity]
     golden: list[Golden]
     files: list[FileEntry]
+    quantisation: Quantisation | None = None
     libraries: dict[str, str]
     options: dict[str, Any]
     warnings: list[str] = []

@@ -24,22 +24,24 @@ def record(done: int = 3, key: Key = KEY, seed: int = 0) -> Record:
         for name, low, bins in (("a", -4.0, 16), ("b/c", 0.0, 7))
     }
     ranges = {"minmax": {"a": (-3.5, 3.75), "b/c": (0.0, 1e-7)}, "percentile 99.99": {"a": (-3.0, 3.0)}}
-    return Record(key, done, 4, histograms, ranges)
+    channels = {"a": numbers.random(5, np.float32), "b/c": np.array([0, 3.5], np.float32)}
+    return Record(key, done, 4, histograms, ranges, channels)
 
 
 def same(one: Record, other: Record) -> bool:
-    """Down to the last count."""
+    """Down to the last count and bit."""
     plain = [(r.key, r.done, r.total, {m: dict(v) for m, v in r.ranges.items()}) for r in (one, other)]
     counts = [{n: (h.low, h.high, h.counts.tolist()) for n, h in r.histograms.items()} for r in (one, other)]
-    return plain[0] == plain[1] and counts[0] == counts[1]
+    channels = [{n: (v.dtype.str, v.shape, v.tobytes()) for n, v in r.channels.items()} for r in (one, other)]
+    return plain[0] == plain[1] and counts[0] == counts[1] and channels[0] == channels[1]
 
 
-def rewrite(path: Path, change: Callable[[dict[str, Any]], Any], counts: bytes | None = None) -> None:
-    """Change the header as somebody would who knows how it is sealed."""
+def rewrite(path: Path, change: Callable[[dict[str, Any]], Any], arrays: bytes | None = None) -> None:
+    """Change the header, or all behind it, as somebody would who knows how it is sealed."""
     _, header, data = path.read_bytes().split(b"\n", 2)
     loaded = json.loads(header)
     change(loaded)
-    path.write_bytes(sealed(json.dumps(loaded).encode() + b"\n" + (data if counts is None else counts)))
+    path.write_bytes(sealed(json.dumps(loaded).encode() + b"\n" + (data if arrays is None else arrays)))
 
 
 def sealed(body: bytes) -> bytes:

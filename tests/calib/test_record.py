@@ -44,6 +44,7 @@ def test_what_was_written_is_read(path: Path) -> None:
     assert same(found, record())
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert not same(found, record(seed=1))  # the comparison itself can fail
+    assert not same(found, dataclasses.replace(record(), channels={**found.channels, "a": np.zeros(5, np.float32)}))
 
 
 def test_an_unfinished_record_is_resumed(path: Path) -> None:
@@ -138,6 +139,13 @@ CONTRADICTIONS = {
     "no bins": _set("histograms", 0, "bins", value=0),
     "petabytes": _set("histograms", 0, "bins", value=1 << 50),
     "a tensor twice": lambda data: data["histograms"][1].update(tensor="a"),
+    "another width": _set("channels", 1, "width", value=3),
+    "no channels": _set("channels", 0, "width", value=0),
+    "petabytes of channels": _set("channels", 0, "width", value=1 << 50),
+    "a width in words": _set("channels", 0, "width", value="5"),
+    "channels twice": lambda data: data["channels"][1].update(tensor="a"),
+    "channels of something": _set("channels", 0, "surprise", value=1),
+    "a record of before": lambda data: data.pop("channels"),
     "unknown key": _set("surprise", value=1),
     "no key": lambda data: data.pop("key"),
     "digest": _set("key", "graph", value="../x"),
@@ -155,8 +163,52 @@ def test_contradictions_with_a_matching_digest(path: Path, change: Callable[[dic
 
 
 def test_negative_counts_with_a_matching_digest(path: Path) -> None:
-    rewrite(path, lambda data: None, counts=np.full(23, -1, "<i8").tobytes())
+    rewrite(path, lambda data: None, arrays=np.full(23, -1, "<i8").tobytes() + bytes(7 * 4))
     assert "a negative count" in absent(path)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf, -np.inf])
+def test_channels_that_cannot_be_with_a_matching_digest(path: Path, value: float) -> None:
+    maxima = np.zeros(7, "<f4")
+    rewrite(path, lambda data: None, arrays=bytes(23 * 8) + maxima.tobytes())
+    assert read_record(path).channels["a"].tolist() == [0.0] * 5
+    maxima[6] = value
+    rewrite(path, lambda data: None, arrays=bytes(23 * 8) + maxima.tobytes())
+    assert "a channel whose largest value is not finite, or negative" in absent(path)
+
+
+@pytest.mark.parametrize(("listed", "sizes"), [("histograms", (7, 7)), ("channels", (23, 2))])
+def test_a_tensor_listed_twice_whose_data_comes_once(path: Path, listed: str, sizes: tuple[int, int]) -> None:
+    def twice(data: dict[str, Any]) -> None:
+        data[listed][0] = data[listed][1]
+
+    counts, channels = sizes
+    rewrite(path, twice, arrays=bytes(counts * 8 + channels * 4))
+    assert "a tensor is listed twice" in absent(path)
+
+
+@pytest.mark.parametrize("more", [4, -4, 8, -8])
+def test_arrays_of_another_size_with_a_matching_digest(path: Path, more: int) -> None:
+    rewrite(path, lambda data: None, arrays=bytes(23 * 8 + 7 * 4 + more))
+    assert f"{212 + more} bytes of counts and channels, the header says 212" in absent(path)
+
+
+def test_the_channels_are_little_endian_float32_behind_the_counts(path: Path) -> None:
+    maxima = np.frombuffer(path.read_bytes()[-7 * 4 :], "<f4")
+    written = record().channels
+    assert maxima.tolist() == [*written["a"].tolist(), *written["b/c"].tolist()]
+    read = read_record(path).channels
+    assert {name: (array.dtype, array.shape) for name, array in read.items()} == {
+        "a": (np.float32, (5,)),
+        "b/c": (np.float32, (2,)),
+    }
+
+
+def test_a_channel_that_cannot_be_is_not_written(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(IntegrityError, match="not finite"):
+        write_record(path, dataclasses.replace(record(), channels={"a": np.array([np.nan], np.float32)}))
+    assert path.read_bytes() == before
 
 
 def test_a_contradiction_is_not_written(path: Path) -> None:

@@ -13,7 +13,7 @@ from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 from gamma_runtime.threads import inference_threads
 
-__all__ = ["OnnxRuntimeBackend"]
+__all__ = ["OnnxRuntimeBackend", "unwanted_optimizers"]
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -39,7 +39,9 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
             # An absolute path: external data is looked up beside it, and nowhere else.
-            session = ort.InferenceSession(str(graph.absolute()), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(
+                str(graph.absolute()), options, providers=_PROVIDERS, disabled_optimizers=unwanted_optimizers(graph)
+            )
         except Exception as error:  # the library's exceptions share no base class
             raise _explain(graph, error) from error
         if session.get_providers() != _PROVIDERS:
@@ -58,6 +60,12 @@ class OnnxRuntimeBackend(Backend):
 
     def _close(self) -> None:
         self._session = None
+
+
+def unwanted_optimizers(graph: Path) -> list[str]:
+    """Optimizers to leave out: for 8 bits the one that turns product and bias into a Gemm, which has no int8 kernel."""
+    with graph.open("rb") as stream:
+        return ["MatMulAddFusion"] if b"QuantizeLinear" in stream.read() else []
 
 
 def _table(arguments: list[Any]) -> dict[str, tuple[str, Shape]]:

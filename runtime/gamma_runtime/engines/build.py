@@ -114,7 +114,7 @@ def select_graphs(bundle: Bundle, options: EngineOptions) -> list[GraphEntry]:
     Raises:
         InputError: no graph for that scene or precision. UsageError: several graphs, none joint, and no scene named.
     """
-    every = bundle.manifest.graphs
+    every = [g for g in bundle.manifest.graphs if g.target != "cpu"]
     precisions = list(dict.fromkeys(g.precision for g in every if options.precision in (None, g.precision)))
     if not precisions:
         have = ", ".join(dict.fromkeys(g.precision for g in every))
@@ -237,6 +237,7 @@ def _spec(
         ],
         outputs=[(name, dtype) for name, (dtype, _) in graph.outputs.items()],
         precision=graph.precision,
+        int8_share=graph.int8_share,
         compute_capabilities=list(options.compute_capabilities),
         workspace_mib=workspace_mib,
         optimization_level=options.optimization_level,

@@ -182,7 +182,7 @@ def _build(spec: PlanSpec, emit: Emit) -> dict[str, Any]:
     builder, network, _parser = _parse(spec, kept)  # the parser owns the weights' memory: it must live on
     _check_io(spec, network)
     counted = count_products(network)
-    check_products(counted, spec.precision)
+    check_products(counted, spec.precision, spec.int8_share)
     if spec.low_memory:
         trim_heap()
     start = time.monotonic()

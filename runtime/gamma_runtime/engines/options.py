@@ -108,6 +108,7 @@ class BuildProgress:
 class PlanSpec:
     """One plan to build; crosses the process border as JSON.
 
+    ``int8_share``: of the multiply-adds of an int8 graph, those in 8 bits.
     ``inputs`` holds a name, a dtype and the least, optimal and most shape; ``outputs`` a name and a dtype.
     ``timing_cache`` is a file of already checked bytes to start from, ``timing_cache_out`` receives the new ones.
     """
@@ -118,6 +119,7 @@ class PlanSpec:
     inputs: list[tuple[str, str, list[int], list[int], list[int]]]
     outputs: list[tuple[str, str]]
     precision: str
+    int8_share: float | None
     compute_capabilities: list[str]
     workspace_mib: int | None
     optimization_level: int | None = None

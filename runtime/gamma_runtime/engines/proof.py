@@ -34,7 +34,8 @@ _THROUGH = ("SHUFFLE", "CAST", "IDENTITY", "QUANTIZE", "DEQUANTIZE")  # what lie
 def count_products(network: Any) -> dict[str, dict[str, int]]:
     """Matrix products of a parsed network by the type they compute in, and the bytes of the weights they take.
 
-    A weight counts in the type in which it reaches the product, so an fp16 file behind a Cast to fp32 is fp32.
+    A weight counts in the type in which it reaches the product, so an fp16 file behind a Cast to fp32 is fp32; but
+    where it is dequantised on the way, in the type of its codes.
 
     Returns:
         ``{"products": {"fp16": 85, "fp32": 4}, "weight_bytes": {"fp16": 340982784}, "head_bytes": {"fp32": 2641920}}``.
@@ -51,7 +52,8 @@ def count_products(network: Any) -> dict[str, dict[str, int]]:
         for operand in (layer.get_input(0), layer.get_input(1)):
             if _is_constant(operand, makers):
                 place = head if layer.name.startswith(_HEAD) else weights
-                place[_type(operand)] += _elements(operand) * _BYTES.get(_type(operand), 1)
+                stored = _stored(operand, makers)
+                place[stored] += _elements(operand) * _BYTES.get(stored, 1)
     return {"products": dict(products), "weight_bytes": dict(weights), "head_bytes": dict(head)}
 
 
@@ -74,19 +76,34 @@ def _is_constant(tensor: Any, makers: Mapping[str, Any]) -> bool:
     return layer is not None and layer.type.name == "CONSTANT"
 
 
-def check_products(counted: Mapping[str, Mapping[str, int]], precision: str) -> None:
+def _stored(tensor: Any, makers: Mapping[str, Any]) -> str:
+    """The type of a constant's codes where it is dequantised, else the type in which it arrives."""
+    layer = makers.get(tensor.name)
+    while layer is not None and layer.type.name in _THROUGH:
+        if layer.type.name == "DEQUANTIZE":
+            return _type(layer.get_input(0))
+        layer = makers.get(layer.get_input(0).name)
+    return _type(tensor)
+
+
+def check_products(counted: Mapping[str, Mapping[str, int]], precision: str, int8_share: float | None = None) -> None:
     """The network's products take their weights in the precision that was asked for.
+
+    ``int8_share``: what an int8 graph promises, as a share of the multiply-adds; None where it is all of them.
 
     Raises:
         EnvironmentFault: with the shares found.
     """
-    weights = counted["weight_bytes"]
-    total = sum(weights.values())
-    if total == 0 or weights.get(precision, 0) >= _LEAST_SHARE * total:
+    weights: Mapping[str, float] = counted["weight_bytes"]
+    if precision == "int8":  # multiply-adds go with the number of weights, not with their bytes
+        weights = {name: count / _BYTES.get(name, 1) for name, count in weights.items()}
+    total, promised = sum(weights.values()), 1.0 if int8_share is None else int8_share
+    if total == 0 or weights.get(precision, 0) >= _LEAST_SHARE * promised * total:
         return
+    unit = "number" if precision == "int8" else "bytes"
     shares = ", ".join(f"{share / total:.0%} {name}" for name, share in sorted(weights.items()))
     raise EnvironmentFault(
-        f"asked for {precision}, got {shares} (bytes of the products' weights in the parsed network)",
+        f"asked for {precision}, got {shares} ({unit} of the products' weights in the parsed network)",
         hint="re-run gamma-export; if this stays, build another --precision",
     )
 

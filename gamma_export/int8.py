@@ -1,0 +1,274 @@
+"""The int8 graphs of a bundle: calibrated, searched for what may stay in 8 bits, and spelled for CPUs and TensorRT."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gamma_runtime.errors import InputError
+from gamma_runtime.files import hash_file
+
+if TYPE_CHECKING:
+    import onnx
+
+    from gamma_calib.external import WeightsFile
+    from gamma_calib.images import CalibrationSet
+    from gamma_calib.products import Product
+    from gamma_calib.qdq import Recipe, Source
+    from gamma_calib.record import Record as CalibrationRecord
+    from gamma_calib.search import Search
+    from gamma_calib.trials import Trials
+    from gamma_export.parity import Reference
+    from gamma_export.plan import ExportOptions, Plan
+    from gamma_runtime.manifest import FileEntry, GraphEntry, Quantisation
+    from gamma_runtime.steps import Steps
+    from gamma_training.checkpoint import Checkpoint
+
+__all__ = ["Int8Graphs", "Job", "find_calibration_images", "make_int8", "moae_scales"]
+
+Made = tuple[list["FileEntry"], list["GraphEntry"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is exported, and how.
+
+    Attributes:
+        stage: where the bundle is made.
+        checkpoint: gives the blocks' scales.
+        plan: of the export.
+        options: of the export.
+        images: to calibrate with; None replays ``options.recipe``.
+        steps: progress.
+    """
+
+    stage: Path
+    checkpoint: Checkpoint
+    plan: Plan
+    options: ExportOptions
+    images: CalibrationSet | None
+    steps: Steps
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the record and the trials."""
+        return Path(str(self.options.calib_cache))
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Graphs:
+    """What the manifest gets, and what the user should know."""
+
+    files: list[FileEntry]
+    graphs: list[GraphEntry]
+    quantisation: Quantisation
+    warnings: tuple[str, ...]
+
+
+def moae_scales(checkpoint: Checkpoint) -> dict[str, float]:
+    """The scale of each MoAE block of the vision tower, by the graph's name for the block."""
+    name = "clip_model.visual.transformer.resblocks.{}.mlp.scale"
+    tower = checkpoint.dims.vision
+    return {f"blocks.{i}": float(checkpoint.state[name.format(i)]) for i in range(tower.first_moae, tower.layers)}
+
+
+def find_calibration_images(options: ExportOptions, plan: Plan, steps: Steps) -> CalibrationSet | None:
+    """The photos of ``--calib``, without those that the result is verified with; None where a recipe is replayed.
+
+    Raises:
+        InputError: too few, or too many that cannot be used.
+    """
+    from gamma_calib.images import SetOptions, find_images
+    from gamma_export.parity import photos_in
+
+    if options.recipe is not None:
+        return None
+    avoid = {hash_file(photo) for photo in photos_in(options.photos)}
+    sizes = SetOptions(count=options.calib_count, minimum=min(options.calib_min, options.calib_count))
+    return find_images(options.calib, plan.contract, sizes, avoid=avoid, steps=steps)
+
+
+def make_int8(job: Job, base: Callable[[str], tuple[Path, Made]], wanted: Reference) -> Int8Graphs:
+    """Calibrate, search, quantise, and write the graphs.
+
+    Args:
+        job: what is exported.
+        base: writes the graphs of a precision into a folder of its own.
+        wanted: the checkpoint's scores of the verification photos.
+
+    Raises:
+        GammaError: a photo, a recipe or a graph cannot be used.
+    """
+    import onnx
+
+    from gamma_calib.qdq import Source
+
+    folder, (files, plain) = base("fp32")
+    widest = max(plain, key=lambda entry: len(entry.scenes))
+    model = onnx.load(folder / widest.onnx, load_external_data=False)
+    source = Source(model, folder, moae_scales(job.checkpoint))
+    half_folder, (_, half) = base("fp16")
+    pattern = onnx.load(half_folder / half[0].onnx, load_external_data=False)
+    if job.images is None:
+        recipe, quantisation = _replayed(job.options, model)
+    else:
+        record = _record(job, source, widest, {file.name: file.sha256 for file in files}, job.images)
+        trials = _trials(job, source, pattern, widest, wanted)
+        recipe, quantisation = _searched(job, trials, record, job.images)
+    with job.steps.step(f"int8 weights and graphs, {len(plain) + len(half)}, checked"):
+        bases = ((folder, plain, "fp32"), (half_folder, half, "fp16"))
+        made = _write(job.stage, source, pattern, recipe, quantisation, bases)
+    return Int8Graphs(*made, quantisation, job.images.warnings if job.images else ())
+
+
+def _record(
+    job: Job, source: Source, entry: GraphEntry, digests: dict[str, str], images: CalibrationSet
+) -> CalibrationRecord:
+    """What the activations were on the photos, and their ranges."""
+    from gamma_calib.calibrate import calibrate, record_key
+    from gamma_calib.ranges import METHODS
+
+    job.cache.mkdir(exist_ok=True)
+    key = record_key(digests[entry.onnx], digests[entry.weights], job.plan.contract, images)
+    return calibrate(
+        source.folder / entry.onnx,
+        source.model,
+        images,
+        job.plan.contract,
+        key,
+        job.cache / "record",
+        methods=METHODS if job.options.calib_method == "auto" else (job.options.calib_method,),
+        threads=job.options.threads,
+        steps=job.steps,
+    )
+
+
+def _trials(job: Job, source: Source, half: onnx.ModelProto, entry: GraphEntry, wanted: Reference) -> Trials:
+    """Recipes are tried on the verification photos, against PyTorch, on every backend that could prove parity."""
+    import numpy as np
+
+    from gamma_calib.trials import Trials
+    from gamma_runtime import backends
+
+    return Trials(
+        source,
+        wanted.subjects.inputs,
+        np.stack([wanted.column(scene) for scene in entry.scenes], axis=1),
+        half,
+        entry.batch[0],
+        tuple(backends.usable("int8", (job.options.backend,))),
+        job.cache / "trials.json",
+        job.options.threads,
+        job.steps,
+    )
+
+
+def _searched(
+    job: Job, trials: Trials, record: CalibrationRecord, images: CalibrationSet
+) -> tuple[Recipe, Quantisation]:
+    """The best calibrator, and the groups that hold the gate with it."""
+    from gamma_calib.products import count_macs, find_products
+    from gamma_calib.search import best_method, ranges_of, search
+    from gamma_export.parity import gate_for
+    from gamma_runtime.selftest import GATES
+
+    model = trials.source.model
+    products = [product for product in find_products(model) if product.by_default]
+    methods: dict[str, float] = {}
+    method: str = job.options.calib_method
+    if method == "auto":
+        method, methods = best_method(trials, record, products)
+    gate = gate_for("int8", job.options.gate or GATES["int8"])
+    found = search(trials, products, ranges_of(record, method), gate, count_macs(model))
+    return found.recipe, _quantisation(found, products, method, methods, images)
+
+
+def _quantisation(
+    found: Search, products: Sequence[Product], method: str, methods: dict[str, float], images: CalibrationSet
+) -> Quantisation:
+    from gamma_runtime.manifest import Quantisation, Trial
+
+    last = found.points[-1]
+    return Quantisation(
+        groups=[product.group for product in products if product.group in found.recipe.groups],
+        kept=list(last.kept),
+        ranges=dict(found.recipe.ranges),
+        method=method,
+        methods=methods,
+        images=len(images.images),
+        images_sha256=images.sha256,
+        int8_share=last.int8_share,
+        trials=[
+            Trial(
+                kept=list(point.kept),
+                int8_share=point.int8_share,
+                max_abs=point.outcome.worst.max_abs,
+                mean_abs=point.outcome.mean_abs,
+                srcc=min((s.srcc for s in point.outcome.scenes if s.srcc is not None), default=None),
+                passed=point.passed,
+            )
+            for point in found.points
+        ],
+        sensitivity={row.group: row.outcome.mean_abs for row in found.alone},
+    )
+
+
+def _replayed(options: ExportOptions, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
+    """The recipe of another bundle, or of its manifest; nothing is measured."""
+    from gamma_calib.products import find_products
+    from gamma_calib.qdq import Recipe
+    from gamma_runtime.bundle import open_bundle
+
+    path = Path(str(options.recipe))
+    quantisation = open_bundle(path).manifest.quantisation
+    if quantisation is None:
+        raise InputError(f"{path}: no recipe in it", hint="--recipe takes a bundle that was exported with int8")
+    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges)
+    known = {product.group for product in find_products(model)}
+    if strange := sorted(recipe.groups - known):
+        raise InputError(f"{path}: its recipe is for another model (it has no {', '.join(strange[:3])})")
+    return recipe, quantisation
+
+
+def _write(
+    stage: Path,
+    source: Source,
+    pattern: onnx.ModelProto,
+    recipe: Recipe,
+    quantisation: Quantisation,
+    bases: Sequence[tuple[Path, list[GraphEntry], str]],
+) -> Made:
+    """One weights file, and each graph of both bases with its Q/DQ pairs."""
+    from gamma_calib.external import write_external
+    from gamma_calib.qdq import packed
+    from gamma_runtime.manifest import FileEntry
+
+    weights = write_external(stage, "weights-int8", packed(pattern, source, recipe))
+    files = [FileEntry(name=weights.name, size=weights.size, sha256=weights.sha256)]
+    graphs = []
+    for folder, entries, half_type in bases:
+        for entry in entries:
+            file, made = _graph(stage, folder, entry, source, recipe, weights, half_type)
+            files.append(file)
+            graphs.append(made.model_copy(update={"int8_share": quantisation.int8_share}))
+    return files, graphs
+
+
+def _graph(
+    stage: Path, folder: Path, entry: GraphEntry, source: Source, recipe: Recipe, weights: WeightsFile, half: str
+) -> tuple[FileEntry, GraphEntry]:
+    import onnx
+
+    from gamma_calib.lint import check_qdq
+    from gamma_calib.qdq import place
+    from gamma_export.publish import add_file
+
+    target = "cpu" if half == "fp32" else "tensorrt"
+    model = place(onnx.load(folder / entry.onnx, load_external_data=False), source, recipe, weights, half)
+    content: Any = model.SerializeToString(deterministic=True)
+    file = add_file(stage, f"{entry.name}-{target}-int8", ".onnx", content)
+    check_qdq(stage / file.name, recipe, half)
+    update = {"precision": "int8", "target": target, "onnx": file.name, "weights": weights.name}
+    return file, entry.model_copy(update=update)
