@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gamma_export.int8 import Int8Graphs
     from gamma_export.vision import IO, GraphOptions
     from gamma_export.weights import WeightsFile
-    from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity, Quantisation
+    from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity
     from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.model import Gamma
@@ -31,7 +32,10 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 7}  # of a weight; int8 is ma
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What came of it; ``published`` is False when the gate was not met, and then nothing was written."""
+    """What came of it; ``published`` is False when the gate was not met, and then nothing was written.
+
+    ``int8``: where int8 was asked for, how it was made, and what it measured.
+    """
 
     bundle: Path
     published: bool
@@ -42,7 +46,7 @@ class ExportReport:
     warnings: tuple[str, ...]
     label: str | None
     scenes: tuple[str, ...]
-    quantisation: Quantisation | None = None
+    int8: Int8Graphs | None = None
 
 
 def export(
@@ -90,15 +94,22 @@ def export(
             model = build_model(read)
         check_space(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1))
         plan = make_plan(options, read, precisions, batch)
-        manifest = _build(stage, read, model, plan, options, steps)
+        manifest, int8 = _build(stage, read, model, plan, options, steps)
         golden = _golden(stage, manifest, options, steps)
         passed = all(row.passed for row in manifest.parity) and all(check.passed for check in golden)
         if passed:
             publish(stage, out, manifest, options.lock_timeout)
-    return _report(out, passed, steps.seconds, manifest, golden)
+    return _report(out, passed, steps.seconds, manifest, golden, int8)
 
 
-def _report(out: Path, published: bool, seconds: float, manifest: Manifest, golden: list[GoldenCheck]) -> ExportReport:
+def _report(
+    out: Path,
+    published: bool,
+    seconds: float,
+    manifest: Manifest,
+    golden: list[GoldenCheck],
+    int8: Int8Graphs | None,
+) -> ExportReport:
     return ExportReport(
         bundle=out,
         published=published,
@@ -109,7 +120,7 @@ def _report(out: Path, published: bool, seconds: float, manifest: Manifest, gold
         warnings=tuple(manifest.warnings),
         label=manifest.checkpoint.label,
         scenes=tuple(scene.name for scene in manifest.scenes),
-        quantisation=manifest.quantisation,
+        int8=int8,
     )
 
 
@@ -124,7 +135,7 @@ def _require_libraries(precisions: tuple[str, ...]) -> None:
 
 def _build(
     stage: Path, checkpoint: Checkpoint, model: Gamma, plan: Plan, options: ExportOptions, steps: Steps
-) -> Manifest:
+) -> tuple[Manifest, Int8Graphs | None]:
     """Everything of the bundle but its publication: files into ``stage``, and the manifest with its measurements."""
     from gamma_export.describe import describe
     from gamma_export.fold import fold_text
@@ -157,7 +168,7 @@ def _build(
     with steps.step("golden images in PyTorch"):
         golden_files, golden = make_golden(stage, model, text, plan.contract, names, options.threads)
     parity = _parity(stage, graphs, wanted, options, steps)
-    return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden, int8)
+    return describe(checkpoint, plan, options, files + golden_files, graphs, parity, golden, int8), int8
 
 
 def _graphs(

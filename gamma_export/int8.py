@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gamma_calib.qdq import Recipe, Source
     from gamma_calib.record import Record as CalibrationRecord
     from gamma_calib.search import Search
+    from gamma_calib.speed import Speed
     from gamma_calib.trials import Trials
     from gamma_export.parity import Reference
     from gamma_export.plan import ExportOptions, Plan
@@ -65,6 +66,8 @@ class Int8Graphs:
     graphs: list[GraphEntry]
     quantisation: Quantisation
     warnings: tuple[str, ...]
+    speed: tuple[Speed, ...]
+    bytes: dict[str, int]  # of the weights, by precision
 
 
 def moae_scales(checkpoint: Checkpoint) -> dict[str, float]:
@@ -109,7 +112,7 @@ def make_int8(job: Job, base: Callable[[str], tuple[Path, Made]], wanted: Refere
     widest = max(plain, key=lambda entry: len(entry.scenes))
     model = onnx.load(folder / widest.onnx, load_external_data=False)
     source = Source(model, folder, moae_scales(job.checkpoint))
-    half_folder, (_, half) = base("fp16")
+    half_folder, (half_files, half) = base("fp16")
     pattern = onnx.load(half_folder / half[0].onnx, load_external_data=False)
     if job.images is None:
         recipe, quantisation = _replayed(job.options, model)
@@ -120,7 +123,9 @@ def make_int8(job: Job, base: Callable[[str], tuple[Path, Made]], wanted: Refere
     with job.steps.step(f"int8 weights and graphs, {len(plain) + len(half)}, checked"):
         bases = ((folder, plain, "fp32"), (half_folder, half, "fp16"))
         made = _write(job.stage, source, pattern, recipe, quantisation, bases)
-    return Int8Graphs(*made, quantisation, job.images.warnings if job.images else ())
+    speed = [] if job.options.skip_speed else _speed(job, made[1], folder / widest.onnx, half_folder / half[0].onnx)
+    sizes = {"int8": made[0][0].size, "fp32": files[0].size, "fp16": half_files[0].size}  # weights come first
+    return Int8Graphs(*made, quantisation, job.images.warnings if job.images else (), tuple(speed), sizes)
 
 
 def _record(
@@ -185,12 +190,24 @@ def _searched(
     return found.recipe, _quantisation(found, products, method, methods, images)
 
 
+def _speed(job: Job, graphs: list[GraphEntry], fp32: Path, fp16: Path) -> list[Speed]:
+    """The widest graph in int8, fp32 and fp16, on the backends that prove parity here."""
+    from gamma_calib.speed import measure_speed
+    from gamma_runtime import backends
+
+    entry = max((graph for graph in graphs if graph.target == "cpu"), key=lambda graph: len(graph.scenes))
+    paths = {"int8": job.stage / entry.onnx, "fp32": fp32, "fp16": fp16}
+    chosen = tuple(backends.usable("int8", (job.options.backend,)))
+    return measure_speed(paths, entry.batch[0], chosen, threads=job.options.threads, steps=job.steps)
+
+
 def _quantisation(
     found: Search, products: Sequence[Product], method: str, methods: dict[str, float], images: CalibrationSet
 ) -> Quantisation:
     from gamma_runtime.manifest import Quantisation, Trial
 
     last = found.points[-1]
+    earlier: list[tuple[str, ...]] = [(), *(point.kept for point in found.points[:-1])]
     return Quantisation(
         groups=[product.group for product in products if product.group in found.recipe.groups],
         kept=list(last.kept),
@@ -203,13 +220,14 @@ def _quantisation(
         trials=[
             Trial(
                 kept=list(point.kept),
+                kept_last=next((group for group in point.kept if group not in before), None),
                 int8_share=point.int8_share,
                 max_abs=point.outcome.worst.max_abs,
                 mean_abs=point.outcome.mean_abs,
                 srcc=min((s.srcc for s in point.outcome.scenes if s.srcc is not None), default=None),
                 passed=point.passed,
             )
-            for point in found.points
+            for before, point in zip(earlier, found.points, strict=True)
         ],
         sensitivity={row.group: row.outcome.mean_abs for row in found.alone},
     )

@@ -54,6 +54,7 @@ class ExportOptions:
     calib_cache: Path | None = option(
         None, "int8: folder of the calibration record and the trials; the bundle's name with .calib when left out"
     )
+    skip_speed: bool = option(False, "int8: do not measure whether it is faster here")
     recipe: Path | None = option(None, "int8: a bundle whose recipe is replayed, instead of --calib")
     photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
     backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gamma_calib.collect import METHOD, collect
 from gamma_calib.images import CalibrationSet, graph_inputs
-from gamma_calib.products import find_products, taps_of
+from gamma_calib.products import find_products, stream_taps, taps_of
 from gamma_calib.ranges import METHODS, with_ranges
 from gamma_calib.record import Key, Record, calibrating, find_record, write_record
 
@@ -34,7 +34,8 @@ def record_key(graph_sha256: str, weights_sha256: str, contract: Contract, image
 
     versions = {"gamma-edge": __version__, "numpy": np.__version__, "onnxruntime": onnxruntime.__version__}
     listed = tuple(sorted(versions.items()))
-    return Key(graph_sha256, weights_sha256, contract.sha256(), images.sha256, METHOD, listed)
+    method = f"{METHOD}, products and residual stream"
+    return Key(graph_sha256, weights_sha256, contract.sha256(), images.sha256, method, listed)
 
 
 def calibrate(
@@ -66,16 +67,18 @@ def calibrate(
         OutputError: another calibration writes the same record, or it cannot be written. InputError: as `collect`.
     """
     taps = taps_of(find_products(model))
+    names = {tap.name for tap in taps}
     with calibrating(file, _LOCK_TIMEOUT):
         record = find_record(file, key) or Record(key, 0, len(images.images))
         total = len(images.images) - record.done
         text = f"calibration, {total} photos" + (f", {record.done} were done before" if record.done else "")
         with steps.step(text, total) as tick:
             inputs = _batches(images, contract, record.done)
-            record = collect(graph, taps, inputs, record, lambda r: write_record(file, r), threads=threads, tick=tick)
-        if set(methods) - set(record.ranges):
+            every = [*taps, *stream_taps(model)]
+            record = collect(graph, every, inputs, record, lambda r: write_record(file, r), threads=threads, tick=tick)
+        if any(names - set(record.ranges.get(method, ())) for method in methods):
             with steps.step(f"ranges of {len(taps)} activations by {', '.join(methods)}"):
-                record = with_ranges(record, methods)
+                record = with_ranges(record, methods, names)
                 write_record(file, record)
     return record
 

@@ -17,9 +17,10 @@ from gamma_runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Product", "count_macs", "find_products", "taps_of"]
+__all__ = ["Product", "count_macs", "find_products", "stream_taps", "taps_of"]
 
 _INSIDE = ("attn/qkv", "attn/out", "mlp/in", "mlp/out", "moae/in", "moae/out")
+_STREAM = ("attn/add", "mlp/add", "moae/add")
 _OUTSIDE = ("patch/product", "head/proj", "head/adapter_in", "head/adapter_out")
 
 
@@ -98,6 +99,12 @@ def _tap_name(node: onnx.NodeProto) -> str:
 def taps_of(products: list[Product]) -> list[Tap]:
     """What must be measured for them, each once."""
     return list({product.tap.name: product.tap for product in products}.values())
+
+
+def stream_taps(model: onnx.ModelProto) -> list[Tap]:
+    """The residual stream behind every attention and every MLP: never 8 bits, but where a ViT's outliers live."""
+    names = [node.name for node in model.graph.node if node.op_type == "Add" and node.name.endswith(_STREAM)]
+    return [Tap(name, name) for name in names]
 
 
 def count_macs(model: onnx.ModelProto) -> int:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -56,8 +56,10 @@ def threshold(histogram: Histogram, peak: float, method: str, levels: int = 127)
     return min(choose(histogram, peak, levels), peak)
 
 
-def with_ranges(record: Record, methods: Sequence[str] = METHODS) -> Record:
+def with_ranges(record: Record, methods: Sequence[str] = METHODS, tensors: Collection[str] | None = None) -> Record:
     """The record with the range (-t, t) of every tensor by each of the methods, for int8.
+
+    ``tensors``: by name, those that need one; all when None.
 
     Raises:
         UsageError: unknown method. InputError: a tensor without a value, or without channels.
@@ -69,12 +71,13 @@ def with_ranges(record: Record, methods: Sequence[str] = METHODS) -> Record:
     """
     for method in methods:
         _chooser(method)
-    if missing := sorted(set(record.histograms) - set(record.channels)):
+    wanted = {n: h for n, h in record.histograms.items() if tensors is None or n in tensors}
+    if missing := sorted(set(wanted) - set(record.channels)):
         raise InputError(f"{missing[0]}: the record lacks its channels", hint="calibrate anew")
-    peaks = {name: float(record.channels[name].max()) for name in record.histograms}
+    peaks = {name: float(record.channels[name].max()) for name in wanted}
     ranges = dict(record.ranges)
     for method in methods:
-        ends = {name: threshold(histogram, peaks[name], method) for name, histogram in record.histograms.items()}
+        ends = {name: threshold(histogram, peaks[name], method) for name, histogram in wanted.items()}
         ranges[method] = {name: (-end, end) for name, end in ends.items()}
     return dataclasses.replace(record, ranges=ranges)
 

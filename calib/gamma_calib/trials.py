@@ -102,7 +102,9 @@ class Trials:
         return Outcome(tuple(Difference(**scene) for scene in known[key]))  # type: ignore[arg-type]
 
     def everywhere(self, recipe: Recipe, label: str, gate: Gate) -> tuple[Outcome, bool]:
-        """What the first backend says, and whether the gate holds on every backend and in the form for TensorRT.
+        """The worst outcome, and whether the gate holds, on every backend and in the form for TensorRT.
+
+        Stops where it does not hold.
 
         Rounding to 8 bits is so coarse that the last bits of an fp32 sum decide some codes: the largest shift differs
         between libraries that are both right, so one alone is no proof for the other.
@@ -110,14 +112,15 @@ class Trials:
         Raises:
             GammaError: as `measure`.
         """
-        first = self.measure(recipe, label)
-        passed = first.passed(gate)
-        others = [("cpu", backend) for backend in self.backends[1:]]
-        others += [("tensorrt", self.backends[0])] if self.half is not None else []
-        for form, backend in others:
+        ways = [("cpu", backend) for backend in self.backends]
+        ways += [("tensorrt", self.backends[0])] if self.half is not None else []
+        outcomes: list[Outcome] = []
+        for form, backend in ways:
             text = f"{label}, {backend if form == 'cpu' else 'as for TensorRT'}"
-            passed = passed and self.measure(recipe, text, form=form, backend=backend).passed(gate)
-        return first, passed
+            outcomes.append(self.measure(recipe, text, form=form, backend=backend))
+            if not outcomes[-1].passed(gate):
+                break
+        return max(outcomes, key=lambda outcome: outcome.worst.max_abs), outcomes[-1].passed(gate)
 
     def _run(self, recipe: Recipe, label: str, count: int | None, form: str, backend: str) -> Outcome:
         from gamma_runtime import backends

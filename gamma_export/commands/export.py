@@ -99,16 +99,19 @@ def _build_engines(
 
 
 def _as_json(report: ExportReport) -> dict[str, object]:
+    from gamma_export.int8_report import int8_json
+
     return {
-        **dataclasses.asdict(report),
+        **dataclasses.asdict(dataclasses.replace(report, int8=None)),
         "bundle": str(report.bundle),
-        "quantisation": report.quantisation.model_dump(mode="json") if report.quantisation else None,
+        "int8": int8_json(report.int8) if report.int8 else None,
         "parity": [row.model_dump(mode="json") for row in report.parity],
         "golden": [check.to_dict() for check in report.golden],
     }
 
 
 def _as_text(report: ExportReport) -> str:
+    from gamma_export.int8_report import int8_text
     from gamma_export.parity import table
     from gamma_runtime.selftest import golden_table
 
@@ -117,7 +120,8 @@ def _as_text(report: ExportReport) -> str:
     label = f", {report.label}" if report.label else ""
     state = "published" if report.published else "NOT published"
     size = f"{report.bytes / 1e6:.1f} MB, {len(report.scenes)} scenes{label}, {report.seconds:.1f} s"
-    return f"{table(report.parity)}\n{golden}\n{printable(str(report.bundle))}: {state} ({size})"
+    int8 = f"{int8_text(report.int8, report.published)}\n" if report.int8 else ""
+    return f"{table(report.parity)}\n{golden}\n{int8}{printable(str(report.bundle))}: {state} ({size})"
 
 
 def main() -> int:

@@ -139,6 +139,7 @@ class Trial(_Strict):
     """One recipe of the search for 8 bits: groups sent back, what stayed, and the worst scene's scores."""
 
     kept: list[Line]
+    kept_last: Line | None = None  # the group that this trial sent back
     int8_share: float
     max_abs: float
     mean_abs: float  # over all scenes

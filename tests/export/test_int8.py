@@ -42,6 +42,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, calibration_photos: Path)
 
 def options(calibration: Path, /, **changes: Any) -> Any:
     quick: dict[str, Any] = {"precision": ("int8",), "calib": (calibration,), "calib_min": 8, "calib_method": "mse"}
+    quick["skip_speed"] = True
     return tiny_export.options(**(quick | changes))
 
 
@@ -189,7 +190,7 @@ def test_a_gate_that_cannot_be_met(
     old = tiny_export.copy(tmp_path / "x.gamma")
     before = tiny_export.snapshot(old)
     flags = ("-o", old, "--precision", "int8", "--calib", calibration_photos, "--calib-min", "8", "--gate", "1e-7")
-    code = tiny_export.export_command(*flags, "--calib-method", "max", "--quiet")
+    code = tiny_export.export_command(*flags, "--calib-method", "max", "--skip-speed", "--quiet")
     said = capsys.readouterr()
     assert code == 7
     assert "NOT published" in said.out
@@ -269,9 +270,11 @@ def test_json_has_the_recipe_and_the_worst_images(
     calibration_photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("-o", tmp_path / "x.gamma", "--precision", "int8", "--calib", calibration_photos, "--calib-min", "8")
-    assert tiny_export.export_command(*flags, "--calib-method", "mse", "--json", "--quiet") == 0
+    assert tiny_export.export_command(*flags, "--calib-method", "mse", "--skip-speed", "--json", "--quiet") == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["quantisation"]["method"] == "mse"
+    assert data["int8"]["quantisation"]["method"] == "mse"
+    assert data["int8"]["weights_bytes"]["int8"] < data["int8"]["weights_bytes"]["fp16"]
+    assert data["int8"]["speed"] == []
     assert all(np.isfinite(list(row["worst"].values())).all() for row in data["parity"])
 
 
