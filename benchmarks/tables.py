@@ -269,6 +269,80 @@ def study() -> str:
     return f"{_table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{_table(titles, blocks)}"
 
 
+def int8() -> str:
+    """INT8 on photos that the calibration never saw, ours and the naive recipe; speed and size; the scale's place."""
+    files = sorted(RESULTS.glob("int8-*.json"))
+    if not files:
+        return "not measured"
+    results = [json.loads(path.read_text()) for path in files]
+    scores = [row for result in results for row in _int8_rows(result)]
+    goals = [
+        [
+            f"{result['name']}: {goal['what']}",
+            f"{goal['measured']:.3g} {goal['unit']}".strip(),
+            f"{goal['limit']:g}",
+            "met" if goal["met"] else "NOT met",
+        ]
+        for result in results
+        for goal in result["goals"]
+    ]
+    doubts = [f"**{r['name']} is not a valid measurement**: {'; '.join(r['doubts'])}." for r in results if r["doubts"]]
+    machine = results[0]["machine"]
+    about = "; ".join(
+        f"{r['name']}: {r['checkpoint']}, {r['photos']} photos, calibrated by {r['calibration']['method']} on "
+        f"{r['calibration']['images']} others, {r['int8_share']:.0%} of the multiply-adds in int8"
+        for r in results
+    )
+    titles = ["checkpoint", "recipe", "mean shift", "largest", "99 %", "SRCC against fp32"]
+    return "\n\n".join(
+        [
+            f"{machine['cpu']}, {machine['cores']} cores; scores of whole photos, worst scene. {about}.",
+            *doubts,
+            _table(titles, scores),
+            _table(["goal", "measured", "limit", ""], goals),
+            _scales(),
+        ]
+    )
+
+
+def _int8_rows(result: dict[str, Any]) -> list[list[str]]:
+    naive = ("all operators, per tensor, min and max, on onnxruntime", result["naive"])
+    return [
+        [
+            result["name"],
+            what,
+            f"{max(row['mean_abs'] for row in rows):.4f}",
+            f"{max(row['max_abs'] for row in rows):.3f}",
+            f"{max(row['p99_abs'] for row in rows):.3f}",
+            f"{min(row['srcc'] for row in rows):.4f}",
+        ]
+        for what, rows in [*((f"ours, on {name}", rows) for name, rows in result["int8"].items()), naive]
+    ]
+
+
+def _scales() -> str:
+    """The second product of a MoAE block in three ways; worst block of each."""
+    result = _load("int8_scale.json")
+    if result is None:
+        return "not measured"
+    ways = list(next(iter(result["blocks"].values())))
+    rows = [
+        [
+            way,
+            f"{min(found[way]['error'] for found in result['blocks'].values()):.0%} to "
+            f"{max(found[way]['error'] for found in result['blocks'].values()):.0%}",
+            f"{max(found[way]['activations_at_0'] for found in result['blocks'].values()):.1%}",
+            str(min(found[way]["largest_weight_code"] for found in result["blocks"].values())),
+        ]
+        for way in ways
+    ]
+    titles = ["scale of the adaptive experts", "error of their output", "activations at code 0", "largest weight code"]
+    return (
+        f"A MoAE block's second product with a scale of {result['scale']}, full size, {result['checkpoint']}:\n\n"
+        + (_table(titles, rows))
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
@@ -279,6 +353,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "accuracy demo": partial(accuracy, "demo"),
     "study": study,
     "accuracy study": partial(accuracy, "study"),
+    "int8": int8,
 }
 CARD_BLOCKS = {"accuracy demo": BLOCKS["accuracy demo"], "distortions": distortions}
 FILES = {ROOT / "README.md": BLOCKS, ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS}

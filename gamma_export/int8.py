@@ -225,6 +225,7 @@ def _quantisation(
                 max_abs=point.outcome.worst.max_abs,
                 mean_abs=point.outcome.mean_abs,
                 srcc=min((s.srcc for s in point.outcome.scenes if s.srcc is not None), default=None),
+                milliseconds=point.outcome.milliseconds,
                 passed=point.passed,
             )
             for before, point in zip(earlier, found.points, strict=True)

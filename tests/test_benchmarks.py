@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import tables
@@ -225,3 +226,50 @@ def test_a_busy_bystander_is_noticed() -> None:
     assert share > 0.0
     # One core's worth of many may stay under the limit.
     assert bool(doubts) == (share > 0.1)
+
+
+@pytest.mark.long
+@needs_rtx
+def test_int8(work: Path, tmp_path: Path) -> None:
+    photos = packaged_photos()
+    (tmp_path / "seen.txt").write_text("\n".join(map(str, photos[:8])))
+    (tmp_path / "unseen.txt").write_text("\n".join(map(str, photos[8:])))
+    flags = ["--tiny", "--rounds", "1", "--work", str(work), "--name", "x", "--calib", str(tmp_path / "seen.txt")]
+    command = [sys.executable, "benchmarks/int8.py", *flags, "--photos", str(tmp_path / "unseen.txt")]
+    recorded = _recorded()
+    # The packaged photos verify the export, so none would be left to calibrate with.
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "left out: the result is verified with them" in done.stderr
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for photo in photos[:8]:
+        (copies / photo.name).write_bytes(photo.read_bytes() + b"\0")  # another digest, the same picture
+    flags[-1] = str(copies)
+    command = [sys.executable, "benchmarks/int8.py", *flags, "--photos", str(tmp_path / "unseen.txt")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert _recorded() == recorded
+    result = json.loads((work / "tiny-int8-x.json").read_text())
+    assert result["photos"] == 8
+    assert set(result["int8"]) == set(result["speed"]) == {"onnxruntime", "openvino"}
+    worst = max(row["mean_abs"] for rows in result["int8"].values() for row in rows)
+    assert 0 < worst < max(row["mean_abs"] for row in result["naive"])
+    assert result["engine"]["network"]["weight_bytes"]["int8"] > 0
+    assert [goal["what"] for goal in result["goals"]] == ["mean |shift| against fp32", "SRCC against fp32"]
+
+
+def test_the_experts_scale_belongs_behind_their_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ways to round, on numbers like a block's: apart is right to a few percent, merged loses the experts."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    int8_scale = importlib.import_module("int8_scale")
+    numbers = np.random.default_rng(0)
+    shared, adaptive = (np.abs(numbers.normal(size=(200, 64))).astype(np.float32) for _ in range(2))
+    weights = tuple(numbers.normal(size=(64, 32)).astype(np.float32) for _ in range(2))
+    found = int8_scale.errors(shared, adaptive, weights, -0.0117)
+    assert found["apart"]["error"] < 0.03
+    assert found["on the gate"]["error"] > 0.3
+    assert found["on the gate"]["activations_at_0"] > 0.3
+    assert found["in the weights"]["error"] > 0.3
+    assert found["in the weights"]["largest_weight_code"] <= 5
+    plain = int8_scale.errors(shared, adaptive, weights, 1.0)
+    assert all(way["error"] < 0.03 for way in plain.values())

@@ -57,16 +57,6 @@ class Search:
         """Whether the gate holds."""
         return self.points[-1].passed
 
-    @property
-    def front(self) -> list[Point]:
-        """Points that no other one beats in both share and mean |shift|."""
-        return [p for p in self.points if not any(_beats(q, p) for q in self.points)]
-
-
-def _beats(one: Point, other: Point) -> bool:
-    ours, theirs = (one.int8_share, -one.outcome.mean_abs), (other.int8_share, -other.outcome.mean_abs)
-    return ours != theirs and all(a >= b for a, b in zip(ours, theirs, strict=True))
-
 
 def best_method(
     trials: Trials, record: Record, groups: Sequence[Product], methods: Sequence[str] = METHODS

@@ -144,6 +144,7 @@ class Trial(_Strict):
     max_abs: float
     mean_abs: float  # over all scenes
     srcc: float | None
+    milliseconds: float | None = None  # a crop, in the search's own process
     passed: bool
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gamma_calib.compare import Difference, Gate, compare
+from gamma_calib.compare import Gate, compare
 from gamma_calib.products import count_macs
-from gamma_calib.search import Point, Search, best_method, ranges_of, search, sensitivity
+from gamma_calib.search import best_method, ranges_of, search, sensitivity
 from gamma_calib.trials import Outcome, Trials
 from gamma_runtime import backends
 from tests.calib.bundles import tiny
@@ -87,7 +87,11 @@ def test_a_trial_of_something_else_is_run(
         changed.measure(recipe, "all", **how)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 3}', b'{"a": [{"max_abs": 1}]}', b"\xff" * 9])
+BROKEN = [b"", b"{", b"[]", b'{"a": 3}', b'{"a": {}}', b"\xff" * 9]
+BROKEN += [b'{"a": {"scenes": [{"max_abs": 1}], "milliseconds": 1}}']
+
+
+@pytest.mark.parametrize("content", BROKEN)
 def test_a_broken_file_counts_as_none(trials: Trials, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
     assert trials.file is not None
     trials.file.write_bytes(content)
@@ -163,13 +167,3 @@ def test_the_best_method_is_the_one_with_the_least_shift(trials: Trials) -> None
     assert found[best] == min(found.values())
     assert found["mse"] == trials.measure(model.recipe(method="mse"), "mse").mean_abs
     assert len(set(found.values())) == 3
-
-
-def point(share: float, mean: float) -> Point:
-    return Point((), share, Outcome((Difference(1.0, 1.0, mean, 1.0, 1.0, 0.0),)), False)
-
-
-def test_the_front_has_no_point_that_another_beats() -> None:
-    points = (point(0.9, 0.5), point(0.8, 0.6), point(0.7, 0.2), point(0.6, 0.2), point(0.5, 0.1))
-    found = Search(tiny().recipe(), points, ())
-    assert found.front == [points[0], points[2], points[4]]
