@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gamma_export.plan import ExportOptions, Plan, check_options, make_plan
+from gamma_export.plan import EIGHT_BITS, ExportOptions, Plan, check_options, make_plan
 from gamma_runtime.steps import Steps
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["DEMO", "ExportOptions", "ExportReport", "export"]
 
 DEMO = "demo"
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 7}  # of a weight; int8 is made from both others
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 7, "fp8": 7}  # of a weight; 8 bits are made from both others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +129,7 @@ def _require_libraries(precisions: tuple[str, ...]) -> None:
 
     for module in ("torch", "onnx", "scipy"):
         require(module, "export")
-    if "int8" in precisions:
+    if set(EIGHT_BITS) & set(precisions):
         require("onnxruntime", "cpu")
 
 
@@ -145,24 +145,25 @@ def _build(
     from gamma_training.scenes import encode_scenes
 
     names = [scene.name for scene in plan.scenes]
-    images = find_calibration_images(options, plan, steps) if "int8" in plan.precisions else None
+    kind = next((precision for precision in plan.precisions if precision in EIGHT_BITS), None)
+    images = find_calibration_images(options, plan, steps) if kind else None
     subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
         with torch_threads(1):  # a graph's constants, and so its name, must not depend on the machine's cores
             text = encode_scenes(model, plan.scenes)
         folded = fold_text(text, model.clip_model.logit_scale)
-    made = {p: _graphs(stage, checkpoint, plan, options, p, folded, steps) for p in plan.precisions if p != "int8"}
+    made = {p: _graphs(stage, checkpoint, plan, options, p, folded, steps) for p in plan.precisions if p != kind}
     wanted = reference(model, text, names, subjects, steps, options.threads)
     int8 = None
-    if "int8" in plan.precisions:
+    if kind is not None:
 
         def base(precision: str) -> tuple[Path, tuple[list[FileEntry], list[GraphEntry]]]:
             folder = stage / f"base-{precision}"
             folder.mkdir()
             return folder, _graphs(folder, checkpoint, plan, options, precision, folded, steps)
 
-        int8 = make_int8(Job(stage, checkpoint, plan, options, images, steps), base, wanted)
-        made["int8"] = int8.files, int8.graphs
+        int8 = make_int8(Job(stage, checkpoint, plan, options, kind, images, steps), base, wanted)
+        made[kind] = int8.files, int8.graphs
     files = [file for precision in plan.precisions for file in made[precision][0]]
     graphs = [graph for precision in plan.precisions for graph in made[precision][1]]
     with steps.step("golden images in PyTorch"):

@@ -1,4 +1,4 @@
-"""The int8 graphs of a bundle: calibrated, searched for what may stay in 8 bits, and spelled for CPUs and TensorRT."""
+"""The int8 or fp8 graphs of a bundle: calibrated, searched for what may stay in 8 bits, and written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from gamma_calib.external import WeightsFile
     from gamma_calib.images import CalibrationSet
-    from gamma_calib.products import Product
+    from gamma_calib.products import Attention, Product
     from gamma_calib.qdq import Recipe, Source
     from gamma_calib.record import Record as CalibrationRecord
     from gamma_calib.search import Search
@@ -41,6 +41,7 @@ class Job:
         checkpoint: gives the blocks' scales.
         plan: of the export.
         options: of the export.
+        kind: ``int8`` or ``fp8``.
         images: to calibrate with; None replays ``options.recipe``.
         steps: progress.
     """
@@ -49,6 +50,7 @@ class Job:
     checkpoint: Checkpoint
     plan: Plan
     options: ExportOptions
+    kind: str
     images: CalibrationSet | None
     steps: Steps
 
@@ -115,16 +117,19 @@ def make_int8(job: Job, base: Callable[[str], tuple[Path, Made]], wanted: Refere
     half_folder, (half_files, half) = base("fp16")
     pattern = onnx.load(half_folder / half[0].onnx, load_external_data=False)
     if job.images is None:
-        recipe, quantisation = _replayed(job.options, model)
+        recipe, quantisation = _replayed(job, model)
     else:
         record = _record(job, source, widest, {file.name: file.sha256 for file in files}, job.images)
         trials = _trials(job, source, pattern, widest, wanted)
         recipe, quantisation = _searched(job, trials, record, job.images)
-    with job.steps.step(f"int8 weights and graphs, {len(plain) + len(half)}, checked"):
-        bases = ((folder, plain, "fp32"), (half_folder, half, "fp16"))
+    bases = [(half_folder, half, "fp16")]
+    if job.kind == "int8":
+        bases.insert(0, (folder, plain, "fp32"))
+    with job.steps.step(f"{job.kind} weights and graphs, {sum(len(base[1]) for base in bases)}, checked"):
         made = _write(job.stage, source, pattern, recipe, quantisation, bases)
-    speed = [] if job.options.skip_speed else _speed(job, made[1], folder / widest.onnx, half_folder / half[0].onnx)
-    sizes = {"int8": made[0][0].size, "fp32": files[0].size, "fp16": half_files[0].size}  # weights come first
+    timed = job.kind == "int8" and not job.options.skip_speed  # no CPU computes in fp8
+    speed = _speed(job, made[1], folder / widest.onnx, half_folder / half[0].onnx) if timed else []
+    sizes = {job.kind: made[0][0].size, "fp32": files[0].size, "fp16": half_files[0].size}  # weights come first
     return Int8Graphs(*made, quantisation, job.images.warnings if job.images else (), tuple(speed), sizes)
 
 
@@ -133,10 +138,9 @@ def _record(
 ) -> CalibrationRecord:
     """What the activations were on the photos, and their ranges."""
     from gamma_calib.calibrate import calibrate, record_key
-    from gamma_calib.ranges import METHODS
 
     job.cache.mkdir(exist_ok=True)
-    key = record_key(digests[entry.onnx], digests[entry.weights], job.plan.contract, images)
+    key = record_key(digests[entry.onnx], digests[entry.weights], job.plan.contract, images, job.kind)
     return calibrate(
         source.folder / entry.onnx,
         source.model,
@@ -144,10 +148,20 @@ def _record(
         job.plan.contract,
         key,
         job.cache / "record",
-        methods=METHODS if job.options.calib_method == "auto" else (job.options.calib_method,),
+        kind=job.kind,
+        methods=_methods(job),
         threads=job.options.threads,
         steps=job.steps,
     )
+
+
+def _methods(job: Job) -> tuple[str, ...]:
+    """Calibrators to choose from; fp8 has digits to spare at the top, and nothing to gain from clipping."""
+    from gamma_calib.ranges import METHODS
+
+    if job.options.calib_method == "auto":
+        return METHODS if job.kind == "int8" else ("max",)
+    return (job.options.calib_method,)
 
 
 def _trials(job: Job, source: Source, half: onnx.ModelProto, entry: GraphEntry, wanted: Reference) -> Trials:
@@ -163,9 +177,10 @@ def _trials(job: Job, source: Source, half: onnx.ModelProto, entry: GraphEntry, 
         np.stack([wanted.column(scene) for scene in entry.scenes], axis=1),
         half,
         entry.batch[0],
-        tuple(backends.usable("int8", (job.options.backend,))),
+        tuple(backends.usable(job.kind, (job.options.backend,))),
         job.cache / "trials.json",
         job.options.threads,
+        ("cpu", "tensorrt") if job.kind == "int8" else ("tensorrt",),
         job.steps,
     )
 
@@ -174,20 +189,25 @@ def _searched(
     job: Job, trials: Trials, record: CalibrationRecord, images: CalibrationSet
 ) -> tuple[Recipe, Quantisation]:
     """The best calibrator, and the groups that hold the gate with it."""
-    from gamma_calib.products import count_macs, find_products
+    from gamma_calib.products import count_macs, find_attention, find_products
     from gamma_calib.search import best_method, ranges_of, search
     from gamma_export.parity import gate_for
     from gamma_runtime.selftest import GATES
 
     model = trials.source.model
     products = [product for product in find_products(model) if product.by_default]
+    groups: list[Product | Attention] = [*products]
+    known = dict.fromkeys((f"{p.group.partition('/')[0]}/attn/softmax" for p in products), 1.0)  # its largest value
+    if job.kind == "fp8":
+        groups += find_attention(model)
     methods: dict[str, float] = {}
-    method: str = job.options.calib_method
-    if method == "auto":
+    (method, *others) = _methods(job)
+    if others:
         method, methods = best_method(trials, record, products)
-    gate = gate_for("int8", job.options.gate or GATES["int8"])
-    found = search(trials, products, ranges_of(record, method), gate, count_macs(model))
-    return found.recipe, _quantisation(found, products, method, methods, images)
+    gate = gate_for(job.kind, job.options.gate or GATES[job.kind])
+    ranges = dict(ranges_of(record, method)) | (known if job.kind == "fp8" else {})
+    found = search(trials, groups, ranges, gate, count_macs(model), job.kind)
+    return found.recipe, _quantisation(found, groups, method, methods, images)
 
 
 def _speed(job: Job, graphs: list[GraphEntry], fp32: Path, fp16: Path) -> list[Speed]:
@@ -202,13 +222,18 @@ def _speed(job: Job, graphs: list[GraphEntry], fp32: Path, fp16: Path) -> list[S
 
 
 def _quantisation(
-    found: Search, products: Sequence[Product], method: str, methods: dict[str, float], images: CalibrationSet
+    found: Search,
+    products: Sequence[Product | Attention],
+    method: str,
+    methods: dict[str, float],
+    images: CalibrationSet,
 ) -> Quantisation:
     from gamma_runtime.manifest import Quantisation, Trial
 
     last = found.points[-1]
     earlier: list[tuple[str, ...]] = [(), *(point.kept for point in found.points[:-1])]
     return Quantisation(
+        kind=found.recipe.kind,  # type: ignore[arg-type]
         groups=[product.group for product in products if product.group in found.recipe.groups],
         kept=list(last.kept),
         ranges=dict(found.recipe.ranges),
@@ -234,18 +259,20 @@ def _quantisation(
     )
 
 
-def _replayed(options: ExportOptions, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
+def _replayed(job: Job, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
     """The recipe of another bundle, or of its manifest; nothing is measured."""
-    from gamma_calib.products import find_products
+    from gamma_calib.products import find_attention, find_products
     from gamma_calib.qdq import Recipe
     from gamma_runtime.bundle import open_bundle
 
-    path = Path(str(options.recipe))
+    path = Path(str(job.options.recipe))
     quantisation = open_bundle(path).manifest.quantisation
-    if quantisation is None:
-        raise InputError(f"{path}: no recipe in it", hint="--recipe takes a bundle that was exported with int8")
-    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges)
-    known = {product.group for product in find_products(model)}
+    if quantisation is None or quantisation.kind != job.kind:
+        raise InputError(
+            f"{path}: no {job.kind} recipe in it", hint=f"--recipe takes a bundle that was exported with {job.kind}"
+        )
+    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind)
+    known = {product.group for product in find_products(model)} | {inside.group for inside in find_attention(model)}
     if strange := sorted(recipe.groups - known):
         raise InputError(f"{path}: its recipe is for another model (it has no {', '.join(strange[:3])})")
     return recipe, quantisation
@@ -264,7 +291,7 @@ def _write(
     from gamma_calib.qdq import packed
     from gamma_runtime.manifest import FileEntry
 
-    weights = write_external(stage, "weights-int8", packed(pattern, source, recipe))
+    weights = write_external(stage, f"weights-{recipe.kind}", packed(pattern, source, recipe))
     files = [FileEntry(name=weights.name, size=weights.size, sha256=weights.sha256)]
     graphs = []
     for folder, entries, half_type in bases:
@@ -284,10 +311,11 @@ def _graph(
     from gamma_calib.qdq import place
     from gamma_export.publish import add_file
 
-    target = "cpu" if half == "fp32" else "tensorrt"
+    target = "any" if recipe.kind == "fp8" else "cpu" if half == "fp32" else "tensorrt"
     model = place(onnx.load(folder / entry.onnx, load_external_data=False), source, recipe, weights, half)
     content: Any = model.SerializeToString(deterministic=True)
-    file = add_file(stage, f"{entry.name}-{target}-int8", ".onnx", content)
+    stem = entry.name if target == "any" else f"{entry.name}-{target}"
+    file = add_file(stage, f"{stem}-{recipe.kind}", ".onnx", content)
     check_qdq(stage / file.name, recipe, half)
-    update = {"precision": "int8", "target": target, "onnx": file.name, "weights": weights.name}
+    update = {"precision": recipe.kind, "target": target, "onnx": file.name, "weights": weights.name}
     return file, entry.model_copy(update=update)

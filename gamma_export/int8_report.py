@@ -28,10 +28,10 @@ def int8_text(int8: Int8Graphs, published: bool) -> str:
     """For people; the last line says what to do."""
     recipe = int8.quantisation
     total = len(recipe.groups) + len(recipe.kept)
-    sizes = ", ".join(f"{name} {int8.bytes[name] / 1e6:.1f} MB" for name in ("int8", "fp16", "fp32"))
+    sizes = ", ".join(f"{name} {int8.bytes[name] / 1e6:.1f} MB" for name in (recipe.kind, "fp16", "fp32"))
     lines = [
-        f"int8: {len(recipe.groups)} of {total} groups in 8 bits, {recipe.int8_share:.1%} of the multiply-adds; "
-        f"ranges by {recipe.method} from {recipe.images} photos; weights: {sizes}"
+        f"{recipe.kind}: {len(recipe.groups)} of {total} groups in 8 bits, {recipe.int8_share:.1%} of the "
+        f"multiply-adds; ranges by {recipe.method} from {recipe.images} photos; weights: {sizes}"
     ]
     if recipe.kept:
         more = f" and {len(recipe.kept) - _LISTED} more" if len(recipe.kept) > _LISTED else ""
@@ -49,7 +49,16 @@ def _trials(recipe: Quantisation) -> str:
     """The recipes on the way: error against how much is 8 bits, and against time; a star where none beats both."""
     from gamma_runtime.tables import text_table
 
-    titles = ("kept in floating point", "int8 share", "max |diff|", "mean |diff|", "SRCC", "ms a crop", "front", "gate")
+    titles = (
+        "kept in floating point",
+        f"{recipe.kind} share",
+        "max |diff|",
+        "mean |diff|",
+        "SRCC",
+        "ms a crop",
+        "front",
+        "gate",
+    )
     rows = [
         (
             str(len(trial.kept)) + (f", last {trial.kept_last}" if trial.kept_last else ""),
@@ -92,6 +101,8 @@ def _advice(int8: Int8Graphs, published: bool) -> str:
         return "do not ship it: the gate does not hold"
     slow = [speed.backend for speed in int8.speed if not speed.pays]
     gpu = "on a GPU it was not run: build both engines there and compare before you choose it over fp16"
+    if int8.quantisation.kind == "fp8":
+        return f"fp8 needs Ada, Hopper, Blackwell or Thor; a CPU only emulates it; {gpu}"
     if not int8.speed:
         return f"whether it is faster was not measured; {gpu}"
     if slow:

@@ -307,7 +307,7 @@ def _worst(wanted: Reference, gap: Scores) -> dict[str, float]:
 
 def gate_for(precision: str, max_abs: float) -> Gate:
     """8 bits err a little everywhere: there the mean counts too, a quarter of the maximum (design.md section 2)."""
-    return Gate(max_abs, max_abs / 4 if precision == "int8" else None)
+    return Gate(max_abs, max_abs / 4 if precision in ("int8", "fp8") else None)
 
 
 def _note(entry: GraphEntry) -> str | None:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from gamma_training.checkpoint import Checkpoint
     from gamma_training.scenes import Scene
 
-__all__ = ["ExportOptions", "Plan", "check_gate", "check_options", "make_plan"]
+__all__ = ["EIGHT_BITS", "ExportOptions", "Plan", "check_gate", "check_options", "make_plan"]
 
-_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+EIGHT_BITS = ("int8", "fp8")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class ExportOptions:
     """How a checkpoint becomes a bundle; all of it is recorded in the manifest."""
 
     precision: tuple[str, ...] = option(
-        ("fp16",), "fp32, fp16, bf16, int8 (needs --calib); several (with commas) make graphs of each", repeat=True
+        ("fp16",),
+        "fp32, fp16, bf16, int8, fp8 (these need --calib); several (with commas) make graphs of each",
+        repeat=True,
     )
     scene: tuple[str, ...] = option(
         (), "scenes, with commas; those of the checkpoint's own prompt kind when left out", repeat=True
@@ -59,7 +62,7 @@ class ExportOptions:
     photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
     backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")
     gate: float | None = option(
-        None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2, 2e-2 for fp32, fp16, bf16, int8"
+        None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2, 2e-2 for fp32, fp16, bf16, 8 bits"
     )
     licence: str | None = option(None, "licence of the checkpoint, recorded in the manifest")
     expect_sha256: str | None = option(None, "refuse a checkpoint with any other digest")
@@ -100,13 +103,13 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
         )
     if options.attention == "op" and "fp32" in precisions:
         raise UsageError("--attention op is for fp16 and bf16: TensorRT-RTX has no fp32 kernel for it")
-    halves = {"fp16" if precision == "int8" else precision for precision in precisions}
+    halves = {"fp16" if precision in EIGHT_BITS else precision for precision in precisions}
     if options.residual != "fp32" and halves - {"fp32", options.residual}:
         raise UsageError(f"--residual {options.residual} does not go with --precision {','.join(precisions)}")
     for precision in precisions:
         backends.choose(options.backend, precision)
     check_gate(options.gate)
-    _check_int8(options, precisions)
+    _check_eight_bits(options, precisions)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads} is below 1")
     if not 0 <= options.lock_timeout < float("inf"):
@@ -121,18 +124,23 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
     return precisions, (least, optimal, most)
 
 
-def _check_int8(options: ExportOptions, precisions: tuple[str, ...]) -> None:
+def _check_eight_bits(options: ExportOptions, precisions: tuple[str, ...]) -> None:
     wanted = bool(options.calib) + (options.recipe is not None)
-    if "int8" in precisions and wanted != 1:
+    kinds = [precision for precision in precisions if precision in EIGHT_BITS]
+    if len(kinds) > 1:
+        raise UsageError("--precision int8 and fp8 each have a recipe, and a bundle has one", hint="export twice")
+    if kinds and wanted != 1:
         raise UsageError(
-            "--precision int8 takes its ranges from photos or from an earlier bundle",
+            f"--precision {kinds[0]} takes its ranges from photos or from an earlier bundle",
             hint="either --calib FOLDER or --recipe BUNDLE",
         )
+    if "fp8" in kinds and options.attention != "decomposed":
+        raise UsageError("--precision fp8 needs --attention decomposed: the softmax has to be 8 bits too")
     for name, number in (("--calib-count", options.calib_count), ("--calib-min", options.calib_min)):
         if number < 1:
             raise UsageError(f"{name} {number} is below 1")
-    if "int8" not in precisions and wanted:
-        raise UsageError("--calib and --recipe are for --precision int8")
+    if not kinds and wanted:
+        raise UsageError("--calib and --recipe are for --precision int8 or fp8")
 
 
 def check_gate(gate: float | None) -> None:

@@ -32,11 +32,11 @@ __all__ = ["add_file", "check_output", "check_space", "publish", "staging"]
 
 # Only what we write ourselves is ever swept: holiday-20240131.jpg is somebody's photo.
 _GENERATED = re.compile(
-    r"([a-z0-9][a-z0-9_-]*-(fp32|fp16|bf16|int8)-[0-9a-f]{8}\.onnx"
-    r"|weights-(fp32|fp16|bf16|int8)-[0-9a-f]{8}\.bin"
+    r"([a-z0-9][a-z0-9_-]*-(fp32|fp16|bf16|int8|fp8)-[0-9a-f]{8}\.onnx"
+    r"|weights-(fp32|fp16|bf16|int8|fp8)-[0-9a-f]{8}\.bin"
     r"|golden-[0-9]{2}-[0-9a-f]{8}\.(png|jpg|webp))"
 )
-_ENGINE_FILES = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16|int8)-trt[a-z0-9._-]*\.(plan|log)")
+_ENGINE_FILES = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16|int8|fp8)-trt[a-z0-9._-]*\.(plan|log)")
 _HINT = "choose another -o NAME.gamma"
 _TRIES = 3
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gamma_calib.collect import METHOD, collect
 from gamma_calib.images import CalibrationSet, graph_inputs
-from gamma_calib.products import find_products, stream_taps, taps_of
+from gamma_calib.products import find_attention, find_products, stream_taps, taps_of
 from gamma_calib.ranges import METHODS, with_ranges
 from gamma_calib.record import Key, Record, calibrating, find_record, write_record
 
@@ -26,15 +26,17 @@ __all__ = ["calibrate", "record_key"]
 _LOCK_TIMEOUT = 2.0  # seconds; a second calibrator of the same record is told, not kept waiting for an hour
 
 
-def record_key(graph_sha256: str, weights_sha256: str, contract: Contract, images: CalibrationSet) -> Key:
-    """All that decides what a calibration measures."""
+def record_key(
+    graph_sha256: str, weights_sha256: str, contract: Contract, images: CalibrationSet, kind: str = "int8"
+) -> Key:
+    """All that decides what a calibration measures; for fp8 that is more than for int8."""
     import onnxruntime
 
     from gamma_runtime import __version__
 
     versions = {"gamma-edge": __version__, "numpy": np.__version__, "onnxruntime": onnxruntime.__version__}
     listed = tuple(sorted(versions.items()))
-    method = f"{METHOD}, products and residual stream"
+    method = f"{METHOD}, products{', attention' if kind == 'fp8' else ''} and residual stream"
     return Key(graph_sha256, weights_sha256, contract.sha256(), images.sha256, method, listed)
 
 
@@ -46,6 +48,7 @@ def calibrate(
     key: Key,
     file: Path,
     *,
+    kind: str = "int8",
     methods: Sequence[str] = METHODS,
     threads: int | None,
     steps: Steps,
@@ -59,6 +62,7 @@ def calibrate(
         contract: how they become crops.
         key: `record_key`.
         file: the record's place; one that fits ``key`` is used, or gone on with.
+        kind: ``int8``, or ``fp8``, for which attention is measured too.
         methods: by which ranges are wanted.
         threads: CPU threads of an inference.
         steps: progress.
@@ -67,6 +71,8 @@ def calibrate(
         OutputError: another calibration writes the same record, or it cannot be written. InputError: as `collect`.
     """
     taps = taps_of(find_products(model))
+    if kind == "fp8":
+        taps += [tap for attention in find_attention(model) for tap in attention.taps]
     names = {tap.name for tap in taps}
     with calibrating(file, _LOCK_TIMEOUT):
         record = find_record(file, key) or Record(key, 0, len(images.images))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "Entry", "Place", "WeightsFile", "encode", "numpy_type", "write_external"]
 
-DTYPES = {"fp32": 1, "uint8": 2, "int8": 3, "int64": 7, "fp16": 10, "bf16": 16}  # onnx.TensorProto.DataType
+DTYPES = {"fp32": 1, "uint8": 2, "int8": 3, "int64": 7, "fp16": 10, "bf16": 16, "fp8": 17}  # onnx.TensorProto.DataType
 _PAGE = 4096  # readers map large tensors from page boundaries
 _FP16_MAX = 65504.0
 
@@ -107,7 +107,7 @@ def write_external(folder: Path, stem: str, entries: Iterable[Entry]) -> Weights
 
 
 def numpy_type(dtype: str) -> np.dtype[Any]:
-    """Numpy's type for a key of `DTYPES`; for bf16 that of ml_dtypes."""
+    """Numpy's type for a key of `DTYPES`; for bf16 and fp8 those of ml_dtypes."""
     from onnx import helper
 
     return np.dtype(helper.tensor_dtype_to_np_dtype(DTYPES[dtype]))
@@ -126,6 +126,6 @@ def encode(entry: Entry) -> NDArray[Any]:
         raise InputError(
             f"{entry.name} reaches {peak:.4g}; fp16 ends at {_FP16_MAX:g}", hint="use --precision bf16 or fp32"
         )
-    if entry.dtype != "int8":
+    if entry.dtype not in ("int8", "fp8"):
         value = value.astype(np.float32)  # once through fp32: as a graph that casts its fp32 weights would round
     return np.ascontiguousarray(value.astype(numpy_type(entry.dtype)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gamma_calib.collect import Tap
@@ -17,7 +18,7 @@ from gamma_runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Product", "count_macs", "find_products", "stream_taps", "taps_of"]
+__all__ = ["Attention", "Product", "count_macs", "find_attention", "find_products", "stream_taps", "taps_of"]
 
 _INSIDE = ("attn/qkv", "attn/out", "mlp/in", "mlp/out", "moae/in", "moae/out")
 _STREAM = ("attn/add", "mlp/add", "moae/add")
@@ -96,9 +97,42 @@ def _tap_name(node: onnx.NodeProto) -> str:
     return str(node.input[0]).removesuffix("/cast_product")
 
 
-def taps_of(products: list[Product]) -> list[Tap]:
+def taps_of(products: Sequence[Product]) -> list[Tap]:
     """What must be measured for them, each once."""
     return list({product.tap.name: product.tap for product in products}.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Both products inside the attention of a block: FP8 fuses them where INT8 does not (tensorrt.md section 3.2).
+
+    Attributes:
+        group: its name, ``blocks.0/attn/products``.
+        taps: query, key and value, columns of the packed product; the softmax needs none, it ends at 1.
+        macs: multiply-adds of one crop.
+    """
+
+    group: str
+    taps: tuple[Tap, ...]
+    macs: int
+
+
+def find_attention(model: onnx.ModelProto) -> list[Attention]:
+    """The attention of every block, where it is spelled as products and not as the Attention operator."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    tokens, width = shapes["tokens.constant"]
+    blocks = [n.name.partition("/")[0] for n in model.graph.node if n.name.endswith("/attn/scores")]
+    return [
+        Attention(
+            f"{block}/attn/products",
+            tuple(
+                Tap(f"{block}/attn/{part}", f"{block}/attn/qkv/bias", (i * width, (i + 1) * width))
+                for i, part in enumerate("qkv")
+            ),
+            2 * tokens * tokens * width,
+        )
+        for block in blocks
+    ]
 
 
 def stream_taps(model: onnx.ModelProto) -> list[Tap]:

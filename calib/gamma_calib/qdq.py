@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVELS", "Recipe", "Source", "entries", "fp16_scale", "packed", "place", "quantise_weight"]
 
-LEVELS = 127  # the code -128 is not used: symmetric
+# The largest number that a code stands for, in steps: int8 without -128, so that it is symmetric; E4M3's largest.
+LEVELS = {"int8": 127.0, "fp8": 448.0}
 _LEAST = 2.0**-14  # smallest normal fp16: below it a scale loses its digits
 _ZERO = "qdq.zero"
 _IN, _OUT = "moae/in", "moae/out"
+_INSIDE = {"scores": ("q", "k"), "mix": ("softmax", "v")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Recipe:
     """What runs in 8 bits, and how its activations are scaled.
 
     Attributes:
-        groups: of `find_products`.
+        groups: of `find_products`, and for fp8 of `find_attention`.
         ranges: by tap name, the largest |activation| that is represented.
+        kind: ``int8``, or ``fp8`` for E4M3.
     """
 
     groups: frozenset[str]
     ranges: Mapping[str, float]
+    kind: str = "int8"
 
     def scale(self, tap: str) -> float:
         """The step between two codes.
@@ -51,7 +55,7 @@ class Recipe:
         """
         if tap not in self.ranges:
             raise InputError(f"no range for {tap}", hint="calibrate the graph that is quantised")
-        return float(fp16_scale(np.array(self.ranges[tap] / LEVELS)))
+        return float(fp16_scale(np.array(self.ranges[tap] / LEVELS[self.kind])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +100,12 @@ def fp16_scale(scale: NDArray[Any]) -> NDArray[np.float16]:
     return np.asarray(np.where(low, up, rounded), np.float16)
 
 
-def quantise_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    """Codes int8 ``[K, N]`` and a scale for each output channel ``[N]``."""
-    scale = fp16_scale(np.abs(weight).max(axis=0).astype(np.float64) / LEVELS)
-    codes = np.clip(np.rint(weight / scale.astype(np.float32)), -LEVELS, LEVELS)
-    return codes.astype(np.int8), scale
+def quantise_weight(weight: NDArray[np.float32], kind: str = "int8") -> tuple[NDArray[Any], NDArray[np.float16]]:
+    """Codes ``[K, N]``, int8 or float8_e4m3fn, and a scale for each output channel ``[N]``."""
+    levels = LEVELS[kind]
+    scale = fp16_scale(np.abs(weight).max(axis=0).astype(np.float64) / levels)
+    codes = np.clip(weight / scale.astype(np.float32), -levels, levels)
+    return (np.rint(codes) if kind == "int8" else codes).astype(numpy_type(kind)), scale
 
 
 def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
@@ -111,7 +116,7 @@ def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
     for node, products in _by_node(source.model).items():
         for name, parts in _pieces(node, products, recipe):
             if parts[0].group in recipe.groups:
-                yield from _int8(name, source, parts)
+                yield from _codes(name, source, parts, recipe.kind)
             elif len(products) > 1:
                 yield Entry(name, rest, _shape(parts), lambda p=parts: _joined(source, p))  # type: ignore[misc]
 
@@ -129,15 +134,15 @@ def packed(model: onnx.ModelProto, source: Source, recipe: Recipe) -> Iterator[E
             yield Entry(name, dtype, tuple(tensor.dims), lambda name=name: source.value(name))  # type: ignore[misc]
 
 
-def _int8(name: str, source: Source, parts: Sequence[Product]) -> Iterator[Entry]:
+def _codes(name: str, source: Source, parts: Sequence[Product], kind: str) -> Iterator[Entry]:
     shape = _shape(parts)
     scale: dict[str, NDArray[np.float16]] = {}
 
-    def codes() -> NDArray[np.int8]:
-        made, scale["fp16"] = quantise_weight(_joined(source, parts))
+    def codes() -> NDArray[Any]:
+        made, scale["fp16"] = quantise_weight(_joined(source, parts), kind)
         return made
 
-    yield Entry(name, "int8", shape, codes)  # written first, so the scales are there when theirs are
+    yield Entry(name, kind, shape, codes)  # written first, so the scales are there when theirs are
     for dtype in ("fp16", "fp32"):
         yield Entry(f"{name}.scale_{dtype}", dtype, shape[1:], lambda: scale["fp16"])
 
@@ -199,6 +204,7 @@ class _Placer:
             if not pieces:
                 kept = onnx.NodeProto()
                 kept.CopyFrom(node)
+                self.attention(kept)
                 self.nodes.append(kept)
                 self.guard(kept)
             elif len(pieces) == 1:
@@ -224,6 +230,13 @@ class _Placer:
             name, scaled = node.output[0], f"{node.name}/scaled"
             node.output[0] = node.name = scaled
             self.node("Max", name, [scaled, self.constant("qdq.least_pixel", np.array(-1.0), "fp32")])
+
+    def attention(self, node: NodeProto) -> None:
+        """Both sides of the products inside attention in 8 bits, the softmax's too, or TensorRT does not fuse them."""
+        block, _, name = node.name.partition("/attn/")
+        if name in _INSIDE and f"{block}/attn/products" in self.recipe.groups:
+            for index, part in enumerate(_INSIDE[name]):
+                node.input[index] = self.pair(node.input[index], f"{block}/attn/{part}")
 
     # The products.
 
@@ -255,7 +268,7 @@ class _Placer:
         """One Q/DQ pair for all that take the same activation in."""
         if tap not in self.pairs:
             scale = self.constant(f"{tap}/scale", np.array(self.recipe.scale(tap)), self.half)
-            zero = self.constant(_ZERO, np.array(0), "int8")
+            zero = self.constant(_ZERO, np.array(0), self.recipe.kind)
             codes = self.node("QuantizeLinear", f"{tap}/quantised", [x, scale, zero])
             self.pairs[tap] = self.node("DequantizeLinear", f"{tap}/dequantised", [codes, scale, zero])
         return self.pairs[tap]
@@ -287,7 +300,7 @@ class _Placer:
         for node in self.nodes:
             for index, name in enumerate(node.input):
                 place, wanted = self.file.places.get(name), own.get(name, DTYPES[self.half])
-                if place and place.dtype != "int8" and DTYPES[place.dtype] != wanted:
+                if place and place.dtype not in LEVELS and DTYPES[place.dtype] != wanted:
                     cast = f"{name}/cast_weight"
                     made[cast] = helper.make_node("Cast", [name], [cast], name=cast, to=wanted)
                     node.input[index] = cast

@@ -11,7 +11,7 @@ from gamma_calib.ranges import METHODS
 
 if TYPE_CHECKING:
     from gamma_calib.compare import Gate
-    from gamma_calib.products import Product
+    from gamma_calib.products import Attention, Product
     from gamma_calib.record import Record
     from gamma_calib.trials import Outcome, Trials
 
@@ -80,7 +80,11 @@ def ranges_of(record: Record, method: str) -> Mapping[str, float]:
 
 
 def sensitivity(
-    trials: Trials, products: Sequence[Product], ranges: Mapping[str, float], count: int | None = ALONE_CROPS
+    trials: Trials,
+    products: Sequence[Product | Attention],
+    ranges: Mapping[str, float],
+    count: int | None = ALONE_CROPS,
+    kind: str = "int8",
 ) -> list[Sensitivity]:
     """Each group alone in 8 bits, the most sensitive one first.
 
@@ -89,6 +93,7 @@ def sensitivity(
         products: the groups.
         ranges: of the activations.
         count: of the inputs to score; all when None.
+        kind: of 8 bits.
 
     Raises:
         GammaError: as `Trials.measure`.
@@ -96,14 +101,19 @@ def sensitivity(
     count = None if count is None or count >= len(trials.inputs) else count
     found = []
     for index, product in enumerate(products):
-        recipe = Recipe(frozenset([product.group]), ranges)
-        label = f"{product.group} alone in int8 ({index + 1} of {len(products)})"
+        recipe = Recipe(frozenset([product.group]), ranges, kind)
+        label = f"{product.group} alone in {kind} ({index + 1} of {len(products)})"
         found.append(Sensitivity(product.group, product.macs, trials.measure(recipe, label, count)))
     return sorted(found, key=lambda row: row.cost, reverse=True)
 
 
 def search(
-    trials: Trials, products: Sequence[Product], ranges: Mapping[str, float], gate: Gate, total_macs: int
+    trials: Trials,
+    products: Sequence[Product | Attention],
+    ranges: Mapping[str, float],
+    gate: Gate,
+    total_macs: int,
+    kind: str = "int8",
 ) -> Search:
     """Start with every group in 8 bits; while the gate does not hold, send back the one that costs most.
 
@@ -113,6 +123,7 @@ def search(
         ranges: of the activations.
         gate: what must hold, in every scene.
         total_macs: of the whole graph, for the shares.
+        kind: of 8 bits.
 
     Raises:
         GammaError: as `Trials.measure`.
@@ -121,13 +132,13 @@ def search(
     points: list[Point] = []
     alone: list[Sensitivity] = []
     while True:
-        recipe = Recipe(frozenset(product.group for product in remaining), ranges)
+        recipe = Recipe(frozenset(product.group for product in remaining), ranges, kind)
         kept = tuple(p.group for p in products if p.group not in recipe.groups)
-        outcome, passed = trials.everywhere(recipe, f"{len(remaining)} of {len(products)} groups in int8", gate)
+        outcome, passed = trials.everywhere(recipe, f"{len(remaining)} of {len(products)} groups in {kind}", gate)
         share = sum(product.macs for product in remaining) / total_macs
         points.append(Point(kept, share, outcome, passed))
         if passed or len(remaining) == 1:
             return Search(recipe, tuple(points), tuple(alone))
-        alone = alone or sensitivity(trials, products, ranges)
+        alone = alone or sensitivity(trials, products, ranges, kind=kind)
         worst = next(row.group for row in alone if row.group in recipe.groups)
         remaining = [product for product in remaining if product.group != worst]

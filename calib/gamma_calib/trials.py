@@ -68,6 +68,7 @@ class Trials:
         backends: that run the trials; the first one alone where an order is wanted, not a proof.
         file: where outcomes are kept; None keeps none.
         threads: CPU threads of an inference.
+        forms: of the graph that would be published: ``cpu`` (rest in fp32), ``tensorrt`` (fp16, needs ``half``).
         steps: progress.
     """
 
@@ -79,10 +80,11 @@ class Trials:
     backends: tuple[str, ...] = ("onnxruntime",)
     file: Path | None = None
     threads: int | None = None
+    forms: tuple[str, ...] = ("cpu", "tensorrt")
     steps: Steps = dataclasses.field(default_factory=Steps)
 
     def measure(
-        self, recipe: Recipe, label: str, count: int | None = None, form: str = "cpu", backend: str | None = None
+        self, recipe: Recipe, label: str, count: int | None = None, form: str | None = None, backend: str | None = None
     ) -> Outcome:
         """Score with a recipe, or look up what came of it before.
 
@@ -90,13 +92,13 @@ class Trials:
             recipe: 8-bit groups and ranges.
             label: for the progress.
             count: only so many of the inputs, taken evenly.
-            form: ``cpu`` or ``tensorrt``, the graph that is tried.
+            form: ``cpu`` or ``tensorrt``, the graph that is tried; the first one when None.
             backend: that runs it; the first one when None.
 
         Raises:
             GammaError: the graph does not run, or gives no finite scores.
         """
-        backend = backend or self.backends[0]
+        backend, form = backend or self.backends[0], form or self.forms[0]
         key = self._key(recipe, count, form, backend)
         known = self._read()
         if key not in known:
@@ -117,11 +119,11 @@ class Trials:
         Raises:
             GammaError: as `measure`.
         """
-        ways = [("cpu", backend) for backend in self.backends]
-        ways += [("tensorrt", self.backends[0])] if self.half is not None else []
+        ways = [(self.forms[0], backend) for backend in self.backends]
+        ways += [(form, self.backends[0]) for form in self.forms[1:] if self.half is not None]
         outcomes: list[Outcome] = []
         for form, backend in ways:
-            text = f"{label}, {backend if form == 'cpu' else 'as for TensorRT'}"
+            text = f"{label}, {backend if form == self.forms[0] else 'as for TensorRT'}"
             outcomes.append(self.measure(recipe, text, form=form, backend=backend))
             if not outcomes[-1].passed(gate):
                 break
@@ -155,7 +157,15 @@ class Trials:
         digest = hashlib.sha256(_content(self.source.model))
         for array in (self.inputs, self.wanted):
             digest.update(np.ascontiguousarray(array).tobytes())
-        said = [sorted(recipe.groups), sorted(recipe.ranges.items()), count, self.batch, form, self.half is not None]
+        said = [
+            recipe.kind,
+            sorted(recipe.groups),
+            sorted(recipe.ranges.items()),
+            count,
+            self.batch,
+            form,
+            self.half is not None,
+        ]
         said += [backend, backends.installed(backend)]
         digest.update(json.dumps(said).encode())
         return digest.hexdigest()

@@ -253,7 +253,7 @@ def _pick(bundle: Bundle, options: LayerOptions) -> GraphEntry:
         for graph in bundle.manifest.graphs
         if (options.scene is None or options.scene in graph.scenes)
         and options.precision in (None, graph.precision)
-        and graph.precision != "int8"  # no stage of ours rounds to 8 bits yet
+        and graph.precision not in ("int8", "fp8")  # no stage of ours rounds to 8 bits yet
         and options.attention in (None, graph.attention)
     ]
     if not fitting:

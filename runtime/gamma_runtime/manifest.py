@@ -36,7 +36,7 @@ SceneName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}
 # One line that is shown to people: no control characters, so that no bundle writes to a terminal what it likes.
 Line = Annotated[str, StringConstraints(pattern=r"^\P{C}*$", max_length=500)]
 Capability = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,2}\.[0-9]\+?$")]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
 def _range(batch: tuple[int, int, int]) -> tuple[int, int, int]:
@@ -100,7 +100,7 @@ class GraphEntry(_Strict):
     scenes: list[SceneName] = Field(min_length=1)
     precision: Precision
     target: Literal["any", "cpu", "tensorrt"] = "any"
-    int8_share: float | None = Field(None, ge=0, le=1)  # of the multiply-adds, in int8 graphs
+    int8_share: float | None = Field(None, ge=0, le=1)  # of the multiply-adds in 8 bits, int8 or fp8
     attention: Literal["decomposed", "op"]
     opset: int
     moae: Literal["exact"]
@@ -149,8 +149,9 @@ class Trial(_Strict):
 
 
 class Quantisation(_Strict):
-    """The recipe of the int8 graphs; with it an export replays them without photos."""
+    """The recipe of the int8 or fp8 graphs; with it an export replays them without photos."""
 
+    kind: Literal["int8", "fp8"] = "int8"
     groups: list[Line]
     kept: list[Line]  # what was sent back to floating point
     ranges: dict[Line, float]  # by activation: the largest |value| that is represented

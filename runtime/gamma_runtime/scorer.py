@@ -305,7 +305,7 @@ def load(
         scene: the bundle's default scene when None.
         backend: ``onnxruntime``, ``openvino``, or ``auto``: the first of these two that can run the graph
             (`backend_name`); ``tensorrt`` or ``tensorrt-rtx``: an engine that gamma-build made for this GPU.
-        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8`` where the bundle has several; its first one when None.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8`` where the bundle has several; its first when None.
         small: ``refuse`` images under 224 pixels, ``resize`` (enlarge and flag) them, or ``pad`` (mirror and flag).
         threads: CPU threads of one inference; one for each physical core that may be used when None.
         scale: ``checkpoint`` or ``0-100``.

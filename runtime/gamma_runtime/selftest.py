@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GATES", "GoldenCheck", "golden_table", "selftest"]
 
-GATES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2, "int8": 2e-2}  # score units; design.md section 2
+GATES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2, "int8": 2e-2, "fp8": 2e-2}  # score units; design.md section 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_weights_round_to_the_nearest_code() -> None:
     weight[:, 3] = 0
     codes, scale = quantise_weight(weight)
     assert (codes.dtype, scale.dtype, scale.shape) == (np.int8, np.float16, (7,))
-    assert np.abs(codes.astype(int)).max() == LEVELS
+    assert np.abs(codes.astype(int)).max() == LEVELS["int8"]
     assert not codes[:, 3].any()
     assert (scale > 0).all()
     gap = np.abs(codes * scale.astype(np.float32) - weight)

@@ -270,7 +270,7 @@ class BundleJudge(Judge):
         ran = dict.fromkeys(f"{graph.backend.name} {graph.backend.version}" for graph in self._graphs)
         precision = self._graphs[0].entry.precision
         self.facts["run_by"] = f"{', '.join(ran)}, {precision}"
-        if precision in ("fp16", "bf16") and any(graph.backend.name in CPU for graph in self._graphs):
+        if precision not in ("fp32", "int8") and any(graph.backend.name in CPU for graph in self._graphs):
             self.facts["note"] = f"emulated: a CPU computes the {precision} graph partly in fp32"
 
     @property

@@ -11,9 +11,10 @@ from gamma_runtime.errors import EXIT_OK, UsageError
 
 __all__ = ["main"]
 
-_USAGE = """usage: gamma-calib {sensitivity} BUNDLE ...
+_USAGE = """usage: gamma-calib {sensitivity,explain} BUNDLE ...
 
   sensitivity   each group of products alone in int8: what it does to the scores
+  explain       which tensors are 8 bits, their ranges, clipping and outliers, with plots
 
 gamma-calib COMMAND --help shows its flags. INT8 bundles are made by gamma-export --precision int8 --calib PHOTOS."""
 
@@ -23,6 +24,10 @@ def _subcommand(name: str) -> tuple[Callable[[Any], int], type[Any]] | None:
         from gamma_calib.commands.sensitivity import SensitivityOptions, sensitivity_command
 
         return sensitivity_command, SensitivityOptions
+    if name == "explain":
+        from gamma_calib.commands.explain import ExplainOptions, explain_command
+
+        return explain_command, ExplainOptions
     return None
 
 

@@ -95,7 +95,7 @@ def usable(precision: str, asked: Sequence[str] = ()) -> list[str]:
 
 
 def _has_kernels(name: str, precision: str) -> bool:
-    return (name, precision) != ("onnxruntime", "bf16")
+    return name != "onnxruntime" or precision not in ("bf16", "fp8")
 
 
 def create(name: str, onnx: Path, *, threads: int | None = None) -> Backend:

@@ -45,7 +45,9 @@ class BuildOptions(CommonOptions):
         None, "tensorrt-rtx: GPUs to build for, such as 8.6,8.9; left out, Ampere and newer"
     )
     scene: str | None = option(EngineOptions.scene, "the engine of this scene's own graph, not of the joint graph")
-    precision: str | None = option(EngineOptions.precision, "fp32, fp16, bf16 or int8; left out, one engine for each")
+    precision: str | None = option(
+        EngineOptions.precision, "fp32, fp16, bf16, int8 or fp8; an engine for each when left out"
+    )
     workspace_mib: int | None = option(
         EngineOptions.workspace_mib,
         "limit of TensorRT's scratch memory in MiB; left out, half of what is free on a Jetson",

@@ -36,7 +36,7 @@ class RunOptions(CommonOptions):
         (), "scene, several with commas or repeated; default: the bundle's own", repeat=True
     )
     backend: str = option("auto", "auto (onnxruntime or openvino), onnxruntime, openvino, tensorrt or tensorrt-rtx")
-    precision: str | None = option(None, "fp32, fp16, bf16 or int8, where the bundle has several")
+    precision: str | None = option(None, "fp32, fp16, bf16, int8 or fp8, where the bundle has several")
     batch: int = option(8, "images inferred together, within the graph's range")
     threads: int | None = option(None, "CPU threads of one inference; default: one a physical core")
     decode_threads: int | None = option(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["build_engines", "engine_folder", "plan_builds", "require_flavour", "select_graphs"]
 
+_FP8_FROM = 8.9  # Ada
 _JOINT = "joint"
 _SLACK = 64 << 20  # bytes; kernels and log beside the weights
 _LONGEST = 500  # characters of a warning in engines.json
@@ -92,7 +93,23 @@ def plan_builds(bundle: Bundle, options: EngineOptions, targets: list[str] | Non
     earlier = read_engines(folder)
     sizes = {entry.name: entry.size for entry in bundle.manifest.files}
     cache = find_cache(folder, options, targets)
-    return [plan_one(graph, sizes[graph.weights], options, earlier, cache) for graph in select_graphs(bundle, options)]
+    graphs = select_graphs(bundle, options)
+    _check_fp8(graphs, targets)
+    return [plan_one(graph, sizes[graph.weights], options, earlier, cache) for graph in graphs]
+
+
+def _check_fp8(graphs: list[GraphEntry], targets: list[str]) -> None:
+    """TensorRT-RTX would compile for Ampere and newer without a word, and Ampere could not run it.
+
+    Raises:
+        UsageError: fp8 for a GPU without it.
+    """
+    older = [target for target in targets if float(target.rstrip("+")) < _FP8_FROM]
+    if older and any(graph.precision == "fp8" for graph in graphs):
+        raise UsageError(
+            f"fp8 needs compute capability {_FP8_FROM} or newer, not {', '.join(older)}",
+            hint="--compute-capability 8.9,12.0 (tensorrt-rtx), or --precision of another graph",
+        )
 
 
 def _refuse_too_large(plans: list[BuildPlan], options: EngineOptions) -> None:

@@ -95,12 +95,12 @@ def check_products(counted: Mapping[str, Mapping[str, int]], precision: str, int
         EnvironmentFault: with the shares found.
     """
     weights: Mapping[str, float] = counted["weight_bytes"]
-    if precision == "int8":  # multiply-adds go with the number of weights, not with their bytes
+    if precision in ("int8", "fp8"):  # multiply-adds go with the number of weights, not with their bytes
         weights = {name: count / _BYTES.get(name, 1) for name, count in weights.items()}
     total, promised = sum(weights.values()), 1.0 if int8_share is None else int8_share
     if total == 0 or weights.get(precision, 0) >= _LEAST_SHARE * promised * total:
         return
-    unit = "number" if precision == "int8" else "bytes"
+    unit = "number" if precision in ("int8", "fp8") else "bytes"
     shares = ", ".join(f"{share / total:.0%} {name}" for name, share in sorted(weights.items()))
     raise EnvironmentFault(
         f"asked for {precision}, got {shares} ({unit} of the products' weights in the parsed network)",

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plan_stem", "prepare", "publish", "read_plan", "read_recorded", "runtime_cache"]
 
-_OURS = re.compile(r"[a-z0-9_-]+-(fp32|fp16|bf16|int8)-trt(rtx)?[\d.]+-sm[a-z0-9_]+-[0-9a-f]{8}\.(plan|log|rtxcache)")
+_OURS = re.compile(
+    r"[a-z0-9_-]+-(fp32|fp16|bf16|int8|fp8)-trt(rtx)?[\d.]+-sm[a-z0-9_]+-[0-9a-f]{8}\.(plan|log|rtxcache)"
+)
 _REBUILD = "gamma-build makes it again"
 
 

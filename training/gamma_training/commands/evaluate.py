@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 __all__ = ["EvaluateOptions", "evaluate_command", "main"]
 
 
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(CommonOptions):
     """Flags of gamma-eval."""
@@ -44,11 +47,9 @@ class EvaluateOptions(CommonOptions):
     against: Path | None = option(None, "compare with this checkpoint or bundle on the same photos")
     gate_srcc: float = option(0.001, "with --against: largest allowed |difference of SRCC|, of every set")
     gate: float | None = option(None, "with --against: largest allowed |score difference|")
-    precision: Literal["fp32", "fp16", "bf16", "int8"] | None = option(None, "of a bundle; its first one when left out")
+    precision: Precision | None = option(None, "of a bundle; its first one when left out")
     backend: str = option("auto", "of a bundle: auto, onnxruntime, openvino, tensorrt or tensorrt-rtx")
-    against_precision: Literal["fp32", "fp16", "bf16", "int8"] | None = option(
-        None, "of --against; --precision if left out"
-    )
+    against_precision: Precision | None = option(None, "of --against; --precision if left out")
     against_backend: str | None = option(None, "of --against; --backend when left out")
     engine_dir: Path | None = option(None, "where the engines lie; default: in the bundle")
     device: str = option("cpu", "of a checkpoint: cpu, cuda or cuda:N")
