@@ -88,7 +88,7 @@ def _differences(wanted: list[list[float]], found: list[list[float]]) -> list[di
 
 
 def _naive(options: Int8Options, bundle: Path, fp32: Path) -> list[list[float]]:
-    """Calibrated on the photos to compare on, which favours it; scored by ONNX Runtime."""
+    """Calibrated on some of the photos to compare on, which favours it; scored by ONNX Runtime."""
     target = bundle / "naive.onnx"
     run_script(
         "int8_contender", "--name", "naive", "--bundle", bundle, "--graph", fp32, "--photos", str(options.photos),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gamma_runtime.cli import option, out, run_command
+
+NAIVE_PHOTOS = 32  # the first ones of the list
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,7 @@ def naive(options: ContenderOptions) -> dict[str, Any]:
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.crops = crops_of(options)
+            self.crops = itertools.islice(crops_of(options), NAIVE_PHOTOS)
 
         def get_next(self) -> dict[str, Any] | None:
             crops = next(self.crops, None)
