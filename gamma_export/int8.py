@@ -190,23 +190,28 @@ def _searched(
 ) -> tuple[Recipe, Quantisation]:
     """The best calibrator, and the groups that hold the gate with it."""
     from gamma_calib.products import count_macs, find_attention, find_products
-    from gamma_calib.search import best_method, ranges_of, search
+    from gamma_calib.qdq import Recipe
+    from gamma_calib.search import best_method, search, with_ranges_of
+    from gamma_calib.smooth import smoothing
     from gamma_export.parity import gate_for
     from gamma_runtime.selftest import GATES
 
     model = trials.source.model
     products = [product for product in find_products(model) if product.by_default]
     groups: list[Product | Attention] = [*products]
-    known = dict.fromkeys((f"{p.group.partition('/')[0]}/attn/softmax" for p in products), 1.0)  # its largest value
+    fixed: dict[str, float] = {}
     if job.kind == "fp8":
         groups += find_attention(model)
+        fixed = {f"{product.group.partition('/')[0]}/attn/softmax": 1.0 for product in products}  # its largest value
+    alpha = job.options.smooth
+    smooth = {} if alpha is None else smoothing(trials.source, record, alpha)
+    base = Recipe(frozenset(product.group for product in products), fixed, job.kind, smooth)
     methods: dict[str, float] = {}
     (method, *others) = _methods(job)
     if others:
-        method, methods = best_method(trials, record, products)
+        method, methods = best_method(trials, record, base)
     gate = gate_for(job.kind, job.options.gate or GATES[job.kind])
-    ranges = dict(ranges_of(record, method)) | (known if job.kind == "fp8" else {})
-    found = search(trials, groups, ranges, gate, count_macs(model), job.kind)
+    found = search(trials, groups, with_ranges_of(base, record, method), gate, count_macs(model))
     return found.recipe, _quantisation(found, groups, method, methods, images)
 
 
@@ -237,6 +242,7 @@ def _quantisation(
         groups=[product.group for product in products if product.group in found.recipe.groups],
         kept=list(last.kept),
         ranges=dict(found.recipe.ranges),
+        smooth={norm: list(factors) for norm, factors in found.recipe.smooth.items()},
         method=method,
         methods=methods,
         images=len(images.images),
@@ -271,7 +277,8 @@ def _replayed(job: Job, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
         raise InputError(
             f"{path}: no {job.kind} recipe in it", hint=f"--recipe takes a bundle that was exported with {job.kind}"
         )
-    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind)
+    smooth = {norm: tuple(factors) for norm, factors in quantisation.smooth.items()}
+    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind, smooth)
     known = {product.group for product in find_products(model)} | {inside.group for inside in find_attention(model)}
     if strange := sorted(recipe.groups - known):
         raise InputError(f"{path}: its recipe is for another model (it has no {', '.join(strange[:3])})")

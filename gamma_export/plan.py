@@ -54,6 +54,9 @@ class ExportOptions:
     calib_method: Literal["auto", "max", "percentile", "entropy", "mse"] = option(
         "auto", "int8: how ranges follow from histograms; auto: what shifts the scores least"
     )
+    smooth: float | None = option(
+        None, "8 bits: SmoothQuant, the share of a LayerNorm's outliers that its products' weights take, such as 0.5"
+    )
     calib_cache: Path | None = option(
         None, "int8: folder of the calibration record and the trials; the bundle's name with .calib when left out"
     )
@@ -139,6 +142,8 @@ def _check_eight_bits(options: ExportOptions, precisions: tuple[str, ...]) -> No
     for name, number in (("--calib-count", options.calib_count), ("--calib-min", options.calib_min)):
         if number < 1:
             raise UsageError(f"{name} {number} is below 1")
+    if options.smooth is not None and not (kinds and options.calib and 0 <= options.smooth <= 1):
+        raise UsageError(f"--smooth {options.smooth} is a number from 0 to 1, for 8 bits with --calib")
     if not kinds and wanted:
         raise UsageError("--calib and --recipe are for --precision int8 or fp8")
 

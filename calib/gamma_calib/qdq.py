@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from gamma_calib.external import DTYPES, Entry, WeightsFile, numpy_type
 from gamma_calib.products import Product, find_products
+from gamma_calib.smooth import readers
 from gamma_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,11 +42,13 @@ class Recipe:
         groups: of `find_products`, and for fp8 of `find_attention`.
         ranges: by tap name, the largest |activation| that is represented.
         kind: ``int8``, or ``fp8`` for E4M3.
+        smooth: `gamma_calib.smooth.smoothing`; none where it is empty.
     """
 
     groups: frozenset[str]
     ranges: Mapping[str, float]
     kind: str = "int8"
+    smooth: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def scale(self, tap: str) -> float:
         """The step between two codes.
@@ -69,13 +72,22 @@ class Source:
     model: onnx.ModelProto
     folder: Path
     scales: Mapping[str, float]
+    smooth: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def value(self, name: str) -> NDArray[np.float32]:
-        """An initializer, read from the weights file."""
+        """An initializer, read from the weights file, and smoothed."""
         from onnx import numpy_helper
 
         tensor = next(tensor for tensor in self.model.graph.initializer if tensor.name == name)
-        return np.asarray(numpy_helper.to_array(tensor, str(self.folder)))
+        value: NDArray[np.float32] = np.asarray(numpy_helper.to_array(tensor, str(self.folder)), np.float32)
+        norm, _, part = name.rpartition(".")
+        if norm in self.smooth and part in ("weight", "bias"):
+            return np.asarray(value / np.array(self.smooth[norm]), np.float32)
+        block = ".".join(name.split(".")[:2])
+        for norm in (f"{block}.ln_1", f"{block}.ln_2"):
+            if norm in self.smooth and name in readers(norm):
+                return np.asarray(value * np.array(self.smooth[norm])[:, None], np.float32)
+        return value
 
     def part(self, product: Product) -> NDArray[np.float32]:
         """A group's own weights; the block's scale is taken out of the adaptive experts' second product."""
@@ -113,6 +125,7 @@ def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
 
     ``rest``: type of the parts of a split product that stay float.
     """
+    source = dataclasses.replace(source, smooth=recipe.smooth)
     for node, products in _by_node(source.model).items():
         for name, parts in _pieces(node, products, recipe):
             if parts[0].group in recipe.groups:
@@ -124,6 +137,7 @@ def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
 def packed(model: onnx.ModelProto, source: Source, recipe: Recipe) -> Iterator[Entry]:
     """A whole weights file: `entries`, and in the types of ``model``, an fp16 graph, what stays as it was."""
     yield from entries(source, recipe, "fp16")
+    source = dataclasses.replace(source, smooth=recipe.smooth)
     types = {number: name for name, number in DTYPES.items()}
     replaced = {
         p.weight for node, products in _by_node(model).items() if _pieces(node, products, recipe) for p in products
@@ -221,15 +235,15 @@ class _Placer:
         return result
 
     def guard(self, node: NodeProto) -> None:
-        """max(pixel, -1) of pixels in -1 to 1, for CPUs: it changes nothing, and OpenVINO does not look through it.
+        """max(pixel, -1) of pixels in -1 to 1: it changes nothing, and OpenVINO does not look through it.
 
         It takes the pixels' Sub and Mul for a dequantisation, moves them through the patches' reshapes, and where the
         batch is a range fails on constants of its own.
         """
-        if self.half == "fp32" and node.name == "patch/mul":
+        if node.name == "patch/mul":
             name, scaled = node.output[0], f"{node.name}/scaled"
             node.output[0] = node.name = scaled
-            self.node("Max", name, [scaled, self.constant("qdq.least_pixel", np.array(-1.0), "fp32")])
+            self.node("Max", name, [scaled, self.constant("qdq.least_pixel", np.array(-1.0), self.half)])
 
     def attention(self, node: NodeProto) -> None:
         """Both sides of the products inside attention in 8 bits, the softmax's too, or TensorRT does not fuse them."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gamma_calib.qdq import Recipe
 from gamma_calib.ranges import METHODS
+from gamma_calib.smooth import smoothed_ranges
 
 if TYPE_CHECKING:
     from gamma_calib.compare import Gate
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from gamma_calib.record import Record
     from gamma_calib.trials import Outcome, Trials
 
-__all__ = ["Point", "Search", "Sensitivity", "best_method", "search", "sensitivity"]
+__all__ = ["Point", "Search", "Sensitivity", "best_method", "search", "sensitivity", "with_ranges_of"]
 
 ALONE_CROPS = 16  # a group alone is measured on so many: what is wanted is an order, not a proof
 
@@ -59,41 +60,36 @@ class Search:
 
 
 def best_method(
-    trials: Trials, record: Record, groups: Sequence[Product], methods: Sequence[str] = METHODS
+    trials: Trials, record: Record, base: Recipe, methods: Sequence[str] = METHODS
 ) -> tuple[str, dict[str, float]]:
-    """The calibrator whose ranges shift the scores least with all groups in 8 bits; mean |shift| by method.
+    """The calibrator whose ranges shift the scores least with all groups of ``base``; mean |shift| by method.
 
     Raises:
         GammaError: as `Trials.measure`.
     """
-    chosen = frozenset(product.group for product in groups)
-    found = {
-        method: trials.measure(Recipe(chosen, ranges_of(record, method)), f"all in int8, {method}").mean_abs
-        for method in methods
-    }
+    found = {}
+    for method in methods:
+        recipe = with_ranges_of(base, record, method)
+        found[method] = trials.measure(recipe, f"all in {base.kind}, {method}").mean_abs
     return min(found, key=lambda method: found[method]), found
 
 
-def ranges_of(record: Record, method: str) -> Mapping[str, float]:
-    """Largest |value| to represent, by tap."""
-    return {tap: high for tap, (_, high) in record.ranges[method].items()}
+def with_ranges_of(base: Recipe, record: Record, method: str) -> Recipe:
+    """The recipe with a method's ranges, by tap; those that the record does not know stay."""
+    known = {tap: high for tap, (_, high) in record.ranges[method].items()}
+    return dataclasses.replace(base, ranges=dict(base.ranges) | smoothed_ranges(known, record, base.smooth))
 
 
 def sensitivity(
-    trials: Trials,
-    products: Sequence[Product | Attention],
-    ranges: Mapping[str, float],
-    count: int | None = ALONE_CROPS,
-    kind: str = "int8",
+    trials: Trials, products: Sequence[Product | Attention], base: Recipe, count: int | None = ALONE_CROPS
 ) -> list[Sensitivity]:
     """Each group alone in 8 bits, the most sensitive one first.
 
     Args:
         trials: that score.
         products: the groups.
-        ranges: of the activations.
+        base: kind and ranges; its groups do not matter.
         count: of the inputs to score; all when None.
-        kind: of 8 bits.
 
     Raises:
         GammaError: as `Trials.measure`.
@@ -101,29 +97,23 @@ def sensitivity(
     count = None if count is None or count >= len(trials.inputs) else count
     found = []
     for index, product in enumerate(products):
-        recipe = Recipe(frozenset([product.group]), ranges, kind)
-        label = f"{product.group} alone in {kind} ({index + 1} of {len(products)})"
+        recipe = dataclasses.replace(base, groups=frozenset([product.group]))
+        label = f"{product.group} alone in {base.kind} ({index + 1} of {len(products)})"
         found.append(Sensitivity(product.group, product.macs, trials.measure(recipe, label, count)))
     return sorted(found, key=lambda row: row.cost, reverse=True)
 
 
 def search(
-    trials: Trials,
-    products: Sequence[Product | Attention],
-    ranges: Mapping[str, float],
-    gate: Gate,
-    total_macs: int,
-    kind: str = "int8",
+    trials: Trials, products: Sequence[Product | Attention], base: Recipe, gate: Gate, total_macs: int
 ) -> Search:
     """Start with every group in 8 bits; while the gate does not hold, send back the one that costs most.
 
     Args:
         trials: that score; a trial done before, also in a run that was killed, is not done again.
         products: the groups to begin with.
-        ranges: of the activations.
+        base: kind and ranges; its groups do not matter.
         gate: what must hold, in every scene.
         total_macs: of the whole graph, for the shares.
-        kind: of 8 bits.
 
     Raises:
         GammaError: as `Trials.measure`.
@@ -132,13 +122,13 @@ def search(
     points: list[Point] = []
     alone: list[Sensitivity] = []
     while True:
-        recipe = Recipe(frozenset(product.group for product in remaining), ranges, kind)
+        recipe = dataclasses.replace(base, groups=frozenset(product.group for product in remaining))
         kept = tuple(p.group for p in products if p.group not in recipe.groups)
-        outcome, passed = trials.everywhere(recipe, f"{len(remaining)} of {len(products)} groups in {kind}", gate)
+        outcome, passed = trials.everywhere(recipe, f"{len(remaining)} of {len(products)} groups in {base.kind}", gate)
         share = sum(product.macs for product in remaining) / total_macs
         points.append(Point(kept, share, outcome, passed))
         if passed or len(remaining) == 1:
             return Search(recipe, tuple(points), tuple(alone))
-        alone = alone or sensitivity(trials, products, ranges, kind=kind)
+        alone = alone or sensitivity(trials, products, base)
         worst = next(row.group for row in alone if row.group in recipe.groups)
         remaining = [product for product in remaining if product.group != worst]

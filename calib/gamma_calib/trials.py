@@ -17,7 +17,7 @@ from gamma_calib.external import write_external
 from gamma_calib.qdq import Recipe, Source, entries, packed, place
 from gamma_runtime.bundle import parse_json
 from gamma_runtime.cli import log
-from gamma_runtime.errors import GammaError
+from gamma_runtime.errors import GammaError, UsageError
 from gamma_runtime.files import write_atomically
 from gamma_runtime.steps import Steps
 
@@ -132,6 +132,8 @@ class Trials:
     def _run(self, recipe: Recipe, label: str, count: int | None, form: str, backend: str) -> Outcome:
         from gamma_runtime import backends
 
+        if recipe.smooth and self.half is None:
+            raise UsageError("smoothing changes LayerNorms and gates too: it needs the fp16 graph")
         chosen = np.unique(np.linspace(0, len(self.inputs) - 1, count or len(self.inputs)).round().astype(int))
         each = len(self.wanted) // len(self.inputs)
         wanted = self.wanted.reshape(len(self.inputs), each, -1)[chosen].reshape(len(chosen) * each, -1)
@@ -157,17 +159,9 @@ class Trials:
         digest = hashlib.sha256(_content(self.source.model))
         for array in (self.inputs, self.wanted):
             digest.update(np.ascontiguousarray(array).tobytes())
-        said = [
-            recipe.kind,
-            sorted(recipe.groups),
-            sorted(recipe.ranges.items()),
-            count,
-            self.batch,
-            form,
-            self.half is not None,
-        ]
-        said += [backend, backends.installed(backend)]
-        digest.update(json.dumps(said).encode())
+        measured = [recipe.kind, sorted(recipe.groups), sorted(recipe.ranges.items()), sorted(recipe.smooth.items())]
+        how = [count, self.batch, form, self.half is not None, backend, backends.installed(backend)]
+        digest.update(json.dumps([measured, how]).encode())
         return digest.hexdigest()
 
     def _read(self) -> dict[str, dict[str, Any]]:

@@ -155,6 +155,7 @@ class Quantisation(_Strict):
     groups: list[Line]
     kept: list[Line]  # what was sent back to floating point
     ranges: dict[Line, float]  # by activation: the largest |value| that is represented
+    smooth: dict[Line, list[float]] = {}  # by LayerNorm: what its channels are divided by
     method: Line
     methods: dict[Line, float] = {}  # mean |shift| with everything in 8 bits, by calibrator
     images: int = Field(ge=0)  # of the calibration

@@ -11,7 +11,7 @@ import pytest
 
 from gamma_calib.compare import Gate, compare
 from gamma_calib.products import count_macs
-from gamma_calib.search import best_method, ranges_of, search, sensitivity
+from gamma_calib.search import best_method, search, sensitivity
 from gamma_calib.trials import Outcome, Trials
 from gamma_runtime import backends
 from tests.calib.bundles import tiny
@@ -102,7 +102,7 @@ def test_a_broken_file_counts_as_none(trials: Trials, capsys: pytest.CaptureFixt
 
 def test_each_group_alone(trials: Trials) -> None:
     model = tiny()
-    rows = sensitivity(trials, model.products, ranges_of(model.record, "max"), None)
+    rows = sensitivity(trials, model.products, model.recipe(), None)
     assert {row.group for row in rows} == {product.group for product in model.products}
     assert all(row.outcome.mean_abs > 0 for row in rows)
     assert [row.cost for row in rows] == sorted((row.cost for row in rows), reverse=True)
@@ -113,7 +113,7 @@ def test_each_group_alone(trials: Trials) -> None:
 def test_the_search_stops_at_once_where_the_gate_holds(trials: Trials) -> None:
     model = tiny()
     total = count_macs(model.source.model)
-    found = search(trials, model.products, ranges_of(model.record, "max"), FINE, total)
+    found = search(trials, model.products, model.recipe(), FINE, total)
     assert found.passed
     assert found.recipe.groups == {product.group for product in model.products}
     assert (len(found.points), found.alone, found.points[0].kept) == (1, (), ())
@@ -122,7 +122,7 @@ def test_the_search_stops_at_once_where_the_gate_holds(trials: Trials) -> None:
 
 def test_the_search_sends_back_the_most_expensive_first(trials: Trials) -> None:
     model = tiny()
-    found = search(trials, model.products, ranges_of(model.record, "max"), NONE, count_macs(model.source.model))
+    found = search(trials, model.products, model.recipe(), NONE, count_macs(model.source.model))
     assert not found.passed
     assert len(found.recipe.groups) == 1
     assert len(found.points) == len(model.products)
@@ -135,10 +135,9 @@ def test_the_search_sends_back_the_most_expensive_first(trials: Trials) -> None:
 
 def test_a_gate_between_moves_some_back(trials: Trials) -> None:
     model = tiny()
-    ranges = ranges_of(model.record, "max")
     every = trials.measure(model.recipe(), "all")
     gate = Gate(1.0, max(scene.mean_abs for scene in every.scenes) * 0.7, -1.0)
-    found = search(trials, model.products, ranges, gate, count_macs(model.source.model))
+    found = search(trials, model.products, model.recipe(), gate, count_macs(model.source.model))
     assert found.passed
     assert 1 <= len(found.points[-1].kept) < len(model.products)
     assert not any(point.passed for point in found.points[:-1])
@@ -163,7 +162,7 @@ def test_the_gate_holds_on_every_backend_and_for_tensorrt(trials: Trials, monkey
 
 def test_the_best_method_is_the_one_with_the_least_shift(trials: Trials) -> None:
     model = tiny()
-    best, found = best_method(trials, model.record, model.products, ("max", "percentile", "mse"))
+    best, found = best_method(trials, model.record, model.recipe(), ("max", "percentile", "mse"))
     assert found[best] == min(found.values())
     assert found["mse"] == trials.measure(model.recipe(method="mse"), "mse").mean_abs
     assert len(set(found.values())) == 3

@@ -20,6 +20,7 @@ from gamma_export.verify import verify
 from gamma_runtime.bundle import Bundle, open_bundle
 from gamma_runtime.errors import InputError, IntegrityError
 from tests import tiny_export
+from tests.calib import loud
 
 CODES = 48 * 64 * 64  # two blocks of width 64: attention 4 and 4, MLP 8, MoAE 4 times that
 
@@ -145,6 +146,35 @@ def test_the_recipe_replays_exactly(exported: tuple[ExportReport, Bundle], tmp_p
     assert not (tmp_path / "y.calib").exists()
 
 
+def test_a_smoothed_recipe_replays_exactly(calibration_photos: Path, tmp_path: Path) -> None:
+    """Its factors are in the manifest; a loud channel makes them matter."""
+    made = export(loud.checkpoint(), tmp_path / "x.gamma", options(calibration_photos, smooth=0.5, gate=0.5))
+    again = export(
+        loud.checkpoint(),
+        tmp_path / "y.gamma",
+        tiny_export.options(precision=("int8",), recipe=tmp_path / "x.gamma", gate=0.5),
+    )
+    assert made.published
+    assert again.published
+    first, second = (open_bundle(tmp_path / f"{name}.gamma").manifest for name in "xy")
+    assert {e.name: e.sha256 for e in first.files} == {e.name: e.sha256 for e in second.files}
+    assert first.quantisation is not None
+    assert first.quantisation.smooth["blocks.0.ln_1"][loud.LOUD] > 3 * np.median(
+        first.quantisation.smooth["blocks.0.ln_1"]
+    )
+
+
+def test_smoothing_helps_where_a_channel_is_loud(calibration_photos: Path, tmp_path: Path) -> None:
+    shifts = {}
+    for smooth in (None, 0.5):
+        chosen = options(calibration_photos, smooth=smooth, gate=0.9, calib_method="max")
+        report = export(loud.checkpoint(), tmp_path / f"{smooth}.gamma", chosen)
+        shifts[smooth] = np.mean(
+            [row.mean_abs for row in report.parity if row.target == "cpu" and row.graph == "joint"]
+        )
+    assert shifts[0.5] < shifts[None]
+
+
 def test_a_recipe_of_another_model_is_refused(exported: tuple[ExportReport, Bundle], tmp_path: Path) -> None:
     bundle = shutil.copytree(exported[1].folder, tmp_path / "x.gamma")
     tiny_export.rewrite(bundle, lambda data: data["quantisation"]["groups"].append("blocks.7/attn/qkv"))
@@ -207,6 +237,8 @@ def test_a_gate_that_cannot_be_met(
         (["--precision", "fp16", "--calib", "a"], "are for --precision int8"),
         (["--precision", "int8", "--calib", "a", "--residual", "bf16"], "--residual bf16 does not go with"),
         (["--precision", "int8", "--calib", "a", "--calib-count", "0"], "--calib-count 0"),
+        (["--precision", "int8", "--calib", "a", "--smooth", "1.5"], "--smooth 1.5 is a number from 0 to 1"),
+        (["--precision", "fp16", "--smooth", "0.5"], "for 8 bits with --calib"),
     ],
 )
 def test_options_that_do_not_fit(
@@ -242,6 +274,7 @@ def test_photos_that_the_result_is_verified_with_are_left_out(tmp_path: Path) ->
         {"crops": "cover", "batch": "1:4:8"},
         {"crops": "frame640x480:five"},
         {"attention": "both"},
+        {"smooth": 0.5},
         {"precision": ("fp32", "int8", "fp16"), "residual": "fp16"},
     ],
 )

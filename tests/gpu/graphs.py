@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gamma_calib.external import write_external
+from gamma_calib.lint import check_qdq
+from gamma_calib.products import find_attention, find_products, taps_of
+from gamma_calib.qdq import Recipe, Source, packed, place
 from gamma_export.fold import fold_text, fold_vision
 from gamma_export.lint import check_graph
 from gamma_export.parity import verification_crops
@@ -23,7 +28,7 @@ from gamma_runtime.selftest import GATES
 from gamma_training.dims import FULL_SIZE, GammaDims
 from gamma_training.initialise import smaller
 from gamma_training.model import Gamma
-from tests.gpu.interpreter import exact_products
+from tests.gpu.interpreter import Interpreter, exact_products
 
 __all__ = [
     "GATES",
@@ -36,6 +41,7 @@ __all__ = [
     "max_difference",
     "subject_of",
     "torch_scores",
+    "write_eight_bits",
     "write_graph",
 ]
 
@@ -106,6 +112,39 @@ def write_graph(
     path.write_bytes(build_graph("joint", weights, model.dims, folded, options).SerializeToString())
     if (precision, attention) in SPELLINGS:
         check_graph(path, model.dims, options)
+    return path
+
+
+def write_eight_bits(folder: Path, subject: Subject, kind: str) -> Path:
+    """The graph for TensorRT with every group in int8 or fp8, ranges from the peaks on the subject's own crops."""
+    names = {p: write_graph(folder, subject.model, subject.text, p, "decomposed") for p in ("fp32", "fp16")}
+    models = {p: onnx.load(path, load_external_data=False) for p, path in names.items()}
+    products = [product for product in find_products(models["fp32"]) if product.by_default]
+    taps = taps_of(products)
+    groups, ranges = {product.group for product in products}, dict.fromkeys((tap.name for tap in taps), 0.0)
+    if kind == "fp8":
+        inside = find_attention(models["fp32"])
+        groups |= {attention.group for attention in inside}
+        taps += [tap for attention in inside for tap in attention.taps]
+        ranges |= {attention.group.replace("products", "softmax"): 1.0 for attention in inside}
+
+    def observe(name: str, value: Tensor) -> None:
+        for tap in taps:
+            if tap.tensor == name:
+                part = value if tap.columns is None else value[:, slice(*tap.columns)]
+                ranges[tap.name] = max(ranges.get(tap.name, 0.0), float(part.abs().max()))
+
+    interpreter = Interpreter(names["fp32"])
+    subject.scored_by(lambda crops: interpreter.run(crops, observe)["crop_scores"])
+    state = subject.model.state_dict()
+    tower = subject.model.dims.vision
+    home = "clip_model.visual.transformer.resblocks.{}.mlp.scale"
+    scales = {f"blocks.{i}": float(state[home.format(i)]) for i in range(tower.first_moae, tower.layers)}
+    source, recipe = Source(models["fp32"], folder, scales), Recipe(frozenset(groups), ranges, kind)
+    weights = write_external(folder, f"weights-{kind}", packed(models["fp16"], source, recipe))
+    path = folder / f"joint-{kind}.onnx"
+    path.write_bytes(place(models["fp16"], source, recipe, weights, "fp16").SerializeToString())
+    check_qdq(path, recipe, "fp16")
     return path
 
 

@@ -3,7 +3,9 @@
 CPU runtimes emulate fp16 and bf16: they widen to fp32 and keep what they fused unrounded. Here the result of every
 node is rounded to the node's own type, on whatever device torch has. Inside one node torch does what its kernels do: a
 half-precision product or softmax accumulates in fp32 and rounds once. Nothing is fused and nothing is widened unless
-the graph says so. Exactly the operators of `gamma_export.lint.OPS` are known; anything else is refused.
+the graph says so. Exactly the operators of `gamma_export.lint.OPS` are known, and those of graphs with 8 bits; anything
+else is refused. A product of dequantised values is computed in their floating type, as the graph says; what an integer
+kernel computes in its stead differs by rounding only.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from gamma_runtime.errors import InputError
 
-__all__ = ["HANDLERS", "Interpreter", "exact_products"]
+__all__ = ["EIGHT_BITS", "HANDLERS", "Interpreter", "exact_products"]
 
 TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -33,7 +35,11 @@ TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.INT64: torch.int64,
     onnx.TensorProto.FLOAT16: torch.float16,
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
+    onnx.TensorProto.INT8: torch.int8,
+    onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
 }
+EIGHT_BITS = frozenset(["DequantizeLinear", "Max", "QuantizeLinear"])
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 Observer = Callable[[str, Tensor], None]
 
 
@@ -67,6 +73,21 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 def _cast(x: Tensor, *, to: int) -> Tensor:
     return x.to(TYPES[to])
+
+
+def _quantize(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Saturating, to the nearest code, ties to even; the zero point is 0 and says which codes."""
+    steps = x.float() / scale.float()
+    least = -128.0 if zero.dtype == torch.int8 else -_LARGEST[zero.dtype]
+    steps = (steps.round() if zero.dtype == torch.int8 else steps).clamp(least, _LARGEST[zero.dtype])
+    return steps.to(zero.dtype)
+
+
+def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
+    """In the scale's type; a scale for each column, or one for all."""
+    if axis != 1 or scale.ndim > 1:
+        raise InputError(f"DequantizeLinear over axis {axis}, scale of {scale.ndim} dimensions")
+    return codes.to(scale.dtype) * scale
 
 
 def _gather(x: Tensor, indices: Tensor, *, axis: int) -> Tensor:
@@ -128,12 +149,15 @@ HANDLERS: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "Add": lambda a, b: a + b,
     "Attention": _attention,
     "Cast": _cast,
+    "DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
     "Concat": lambda *parts, axis: torch.cat(parts, dim=axis),
     "Div": lambda a, b: a / b,
     "Erf": lambda x: torch.erf(x),
     "Gather": _gather,
     "LayerNormalization": _layer_norm,
     "MatMul": lambda a, b: a @ b,
+    "Max": lambda a, b: torch.maximum(a, b),
     "Mul": lambda a, b: a * b,
     "Pad": _pad,
     "ReduceL2": _reduce_l2,

@@ -16,8 +16,17 @@ from torch import Tensor
 
 from gamma_export.lint import OPS
 from gamma_runtime.errors import InputError
-from tests.gpu.graphs import GATES, SPELLINGS, TINY, Subject, make_subject, max_difference, write_graph
-from tests.gpu.interpreter import HANDLERS, TYPES, Interpreter, exact_products
+from tests.gpu.graphs import (
+    GATES,
+    SPELLINGS,
+    TINY,
+    Subject,
+    make_subject,
+    max_difference,
+    write_eight_bits,
+    write_graph,
+)
+from tests.gpu.interpreter import EIGHT_BITS, HANDLERS, TYPES, Interpreter, exact_products
 
 FP32_AGAINST_ONNXRUNTIME = 2e-6
 
@@ -65,7 +74,7 @@ def _graph(
 
 
 def test_it_knows_the_exporters_operators_and_no_others() -> None:
-    assert set(HANDLERS) == OPS
+    assert set(HANDLERS) == OPS | EIGHT_BITS
 
 
 @pytest.mark.parametrize("attention", ["decomposed", "op"])
@@ -92,6 +101,26 @@ def test_rounded_at_every_node_the_scores_are_within_the_gate(
     half = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
     assert seen == {torch.float32, half}
     assert max_difference(subject.scores, found) <= GATES[precision]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_8_bits_err_as_a_library_emulates_them(subject: Subject, tmp_path: Path, kind: str) -> None:
+    """The form for TensorRT with every group in 8 bits (nothing was searched), each node in its own type."""
+    from gamma_runtime.backends import create
+
+    path = write_eight_bits(tmp_path, subject, kind)
+    interpreter = Interpreter(path)
+    seen: set[torch.dtype] = set()
+    found = subject.scored_by(
+        lambda crops: interpreter.run(crops, lambda _, value: seen.add(value.dtype))["crop_scores"]
+    )
+    codes = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
+    assert seen == {torch.float32, torch.float16, codes}
+    with create("openvino", path, threads=1) as backend:
+        emulated = subject.scored_by(lambda crops: backend.infer(crops).crop_scores)
+    ours, theirs = (float(np.abs(subject.scores - scores).mean()) for scores in (found, emulated))
+    assert 0 < ours <= 1.5 * theirs
+    assert float(np.abs(found - emulated).mean()) <= theirs  # nearer to each other than to fp32
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -49,7 +49,8 @@ def sensitivity_command(options: SensitivityOptions) -> int:
     from gamma_calib.calibrate import calibrate, record_key
     from gamma_calib.images import SetOptions, find_images
     from gamma_calib.products import count_macs, find_products
-    from gamma_calib.search import ranges_of, sensitivity
+    from gamma_calib.qdq import Recipe
+    from gamma_calib.search import sensitivity, with_ranges_of
     from gamma_runtime.bundle import open_bundle
     from gamma_runtime.steps import Steps
 
@@ -75,7 +76,8 @@ def sensitivity_command(options: SensitivityOptions) -> int:
             graph, model, images, contract, key, cache / "record",
             methods=(options.calib_method,), threads=options.threads, steps=steps,
         )  # fmt: skip
-        rows = sensitivity(trials, find_products(model), ranges_of(record, options.calib_method), None)
+        empty = Recipe(frozenset(), {})
+        rows = sensitivity(trials, find_products(model), with_ranges_of(empty, record, options.calib_method), None)
     rows = sorted(rows, key=lambda row: row.outcome.mean_abs, reverse=True)
     out(json.dumps(_as_json(rows)) if options.json else _as_text(rows, count_macs(model)))
     if not options.quiet:
