@@ -37,6 +37,6 @@ def test_gates_are_the_products() -> None:
     assert tables.GATES == GATES
 
 
-@pytest.mark.parametrize("name", BLOCKS := tables.BLOCKS | tables.CARD_BLOCKS)
+@pytest.mark.parametrize("name", BLOCKS := tables.BLOCKS | tables.CARD_BLOCKS | tables.INT8_BLOCKS)
 def test_blocks_are_measured(name: str) -> None:
     assert BLOCKS[name]() != "not measured"

@@ -11,12 +11,13 @@ from gamma_runtime.errors import EXIT_OK, UsageError
 
 __all__ = ["main"]
 
-_USAGE = """usage: gamma-calib {sensitivity,explain} BUNDLE ...
+_USAGE = """usage: gamma-calib sensitivity BUNDLE --calib PHOTOS [--json] ...
+       gamma-calib explain BUNDLE [--record FILE] [--plot FILE] [--json] ...
 
   sensitivity   each group of products alone in int8: what it does to the scores
   explain       which tensors are 8 bits, their ranges, clipping and outliers, with plots
 
-gamma-calib COMMAND --help shows its flags. INT8 bundles are made by gamma-export --precision int8 --calib PHOTOS."""
+gamma-calib COMMAND --help shows all flags. INT8 bundles are made by gamma-export --precision int8 --calib PHOTOS."""
 
 
 def _subcommand(name: str) -> tuple[Callable[[Any], int], type[Any]] | None:
@@ -45,6 +46,7 @@ def main() -> int:
         out(_USAGE)
         return EXIT_OK
     if arguments:
-        log(f"error: gamma-calib has no command {arguments[0]!r}")
-    log(_USAGE)
+        log(f"error: gamma-calib has no command {arguments[0]!r}\nhint: gamma-calib --help")
+    else:
+        log(_USAGE)
     return UsageError.exit_code
