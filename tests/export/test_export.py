@@ -183,7 +183,7 @@ def test_licence_and_digest_are_recorded(make: Any, tiny_checkpoint: Path) -> No
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"precision": ("fp8",)}, "--precision"),
+        ({"precision": ("fp4",)}, "--precision"),
         ({"precision": ()}, "--precision"),
         ({"attention": "op", "precision": ("fp32",)}, "no fp32 kernel"),
         ({"residual": "bf16"}, "--residual"),
