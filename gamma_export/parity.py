@@ -302,7 +302,10 @@ def _worst(wanted: Reference, gap: Scores) -> dict[str, float]:
     if not names:
         return {}
     each = gap.reshape(len(names), -1).max(axis=1)
-    return {printable(names[i])[:200]: float(each[i]) for i in np.argsort(-each, kind="stable")[:_WORST]}
+    worst: dict[str, float] = {}
+    for i in np.argsort(-each, kind="stable")[:_WORST]:
+        worst.setdefault(printable(names[i])[:200], float(each[i]))  # photos of two folders may share a name
+    return worst
 
 
 def gate_for(precision: str, max_abs: float) -> Gate:

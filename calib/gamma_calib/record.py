@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gamma_runtime.bundle import open_plain, parse_json
 from gamma_runtime.cli import log, printable
 from gamma_runtime.errors import InputError, IntegrityError
-from gamma_runtime.files import hash_file, lock_file, sweep_temporaries, write_atomically
+from gamma_runtime.files import lock_file, sweep_temporaries, write_atomically
 from gamma_runtime.manifest import Line, Sha256
 
-if TYPE_CHECKING:
-    from gamma_runtime.bundle import Bundle
-    from gamma_runtime.manifest import GraphEntry
-
-__all__ = ["Histogram", "Key", "Record", "calibrating", "find_record", "key_for", "read_record", "write_record"]
+__all__ = ["Histogram", "Key", "Record", "calibrating", "find_record", "read_record", "write_record"]
 
 _MAGIC = b"gamma-calibration 1 "
 _START = len(_MAGIC) + 64 + 1  # bytes of the first line
@@ -133,28 +129,6 @@ class _Header(BaseModel):
     histograms: list[_Bins]
     ranges: dict[str, dict[str, tuple[Finite, Finite]]]
     channels: list[_Channels]
-
-
-def key_for(bundle: Bundle, graph: GraphEntry, images: Sequence[Path], method: str, versions: Mapping[str, str]) -> Key:
-    """The key of a calibration of one graph.
-
-    Args:
-        bundle: names the graph's files with their digests, and the contract.
-        graph: what is calibrated.
-        images: in the order in which they are taken; each is read for its digest.
-        method: how values are collected.
-        versions: of the libraries that compute them, e.g. ``{"onnxruntime": "1.31.1"}``.
-    """
-    digests = {entry.name: entry.sha256 for entry in bundle.manifest.files}
-    listed = "\n".join(hash_file(image) for image in images)
-    return Key(
-        graph=digests[graph.onnx],
-        weights=digests[graph.weights],
-        contract=bundle.manifest.contract_sha256,
-        images=hashlib.sha256(listed.encode()).hexdigest(),
-        method=method,
-        versions=tuple(sorted(versions.items())),
-    )
 
 
 def write_record(path: Path, record: Record) -> None:

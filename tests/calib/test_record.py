@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gamma_calib.record import Key, Record, calibrating, find_record, key_for, read_record, write_record
+from gamma_calib.calibrate import record_key
+from gamma_calib.images import CalibrationImage, CalibrationSet
+from gamma_calib.record import Key, Record, calibrating, find_record, read_record, write_record
+from gamma_runtime.contract import Contract
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError, IntegrityError, OutputError
 from tests.calib.records import KEY, record, rewrite, same, sealed
 from tests.hostile.file_faults import FAULTS
-from tests.runtime.engine_bundle import make_bundle
 
 
 @pytest.fixture
@@ -72,28 +74,30 @@ def test_a_record_of_something_else_is_never_used(path: Path, field: str) -> Non
     assert f"made for other {field}; calibrating anew" in absent(path, other)
 
 
-def test_the_key_covers_model_contract_and_images(tmp_path: Path) -> None:
-    images = [tmp_path / name for name in ("a.png", "b.png")]
-    for image in images:
-        image.write_bytes(image.name.encode())
-    bundle = make_bundle(tmp_path / "b.gamma")
-    other = make_bundle(tmp_path / "c.gamma", seed=1)
-    graph = bundle.graph("natural-quality")
+def test_the_key_covers_model_contract_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that calibrations use; the order of the images counts, and so does the scene of each."""
+    images = tuple(
+        CalibrationImage(Path(name), "natural", digit * 64) for name, digit in (("a.png", "1"), ("b.png", "2"))
+    )
 
-    def made(use: Any = bundle, order: int = 1, method: str = "m", version: str = "1") -> Key:
-        return key_for(use, use.graph("natural-quality"), images[::order], method, {"onnxruntime": version})
+    def made(
+        graph: str = "3" * 64, weights: str = "4" * 64, side: int = 384, kind: str = "int8", **changed: Any
+    ) -> Key:
+        chosen = CalibrationSet(changed.get("images", images), ())
+        return record_key(graph, weights, Contract({"natural": side}), chosen, kind)
 
     base = made()
     assert base == made()
-    assert base.graph == next(f.sha256 for f in bundle.manifest.files if f.name == graph.onnx)
-    assert base.differences(made(other)) == ["graph", "weights"]
-    assert base.differences(made(order=-1)) == ["images"]
-    assert base.differences(made(method="n")) == ["method"]
-    assert base.differences(made(version="2")) == ["versions"]
-    native = bundle.manifest.model_copy(update={"contract_sha256": "0" * 64})
-    assert base.differences(made(dataclasses.replace(bundle, manifest=native))) == ["contract"]
-    images[1].write_bytes(b"changed")
-    assert base.differences(made()) == ["images"]
+    assert (base.graph, base.weights) == ("3" * 64, "4" * 64)
+    assert base.differences(made(graph="5" * 64)) == ["graph"]
+    assert base.differences(made(weights="5" * 64)) == ["weights"]
+    assert base.differences(made(side=512)) == ["contract"]
+    assert base.differences(made(kind="fp8")) == ["method"]
+    changed = dataclasses.replace(images[1], sha256="6" * 64)
+    for others in (images[::-1], (images[0], changed), (images[0], dataclasses.replace(images[1], scene="face"))):
+        assert base.differences(made(images=others)) == ["images"]
+    monkeypatch.setattr("onnxruntime.__version__", "0")
+    assert base.differences(made()) == ["versions"]
 
 
 # Row 30

@@ -316,3 +316,11 @@ def test_layers_are_not_for_int8(exported: tuple[ExportReport, Bundle]) -> None:
 
     with pytest.raises(InputError, match="no graph"):
         verify_layers(exported[1], tiny_export.checkpoint(), LayerOptions(photos=tiny_export.photos()))
+
+
+def test_of_two_photos_with_one_name_the_worse_is_named() -> None:
+    from gamma_export import parity
+
+    crops = np.zeros((3, 1, 1, 3), np.uint8)
+    wanted = parity.Reference(parity.Subjects(crops, names=("a.jpg", "b.jpg", "a.jpg")), np.zeros((3, 1)), ("plain",))
+    assert parity._worst(wanted, np.array([0.3, 0.2, 0.1])) == {"a.jpg": 0.3, "b.jpg": 0.2}
