@@ -48,7 +48,7 @@ def describe(
         moae_scales=moae_scales(checkpoint),
     )
     chosen = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(options).items()}
-    for name in ("photos", "scene_file", "calib", "calib_cache", "recipe"):
+    for name in ("photos", "labels", "scene_file", "calib", "calib_cache", "recipe"):
         del chosen[name]  # paths of the exporting machine; prompts and recipe are recorded
     return Manifest(
         schema_version=SCHEMA_VERSION,

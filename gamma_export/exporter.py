@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from gamma_export.int8 import Int8Graphs
     from gamma_export.vision import IO, GraphOptions
     from gamma_export.weights import WeightsFile
-    from gamma_runtime.manifest import FileEntry, GraphEntry, Manifest, Parity
+    from gamma_runtime.manifest import FileEntry, GraphEntry, LabelCheck, Manifest, Parity
     from gamma_runtime.selftest import GoldenCheck
     from gamma_training.checkpoint import Checkpoint
+    from gamma_training.data import Sample
     from gamma_training.model import Gamma
 
 __all__ = ["DEMO", "ExportOptions", "ExportReport", "export"]
@@ -34,7 +35,8 @@ _BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 7, "fp8": 7}  # of a weight; 
 class ExportReport:
     """What came of it; ``published`` is False when the gate was not met, and then nothing was written.
 
-    ``int8``: where int8 was asked for, how it was made, and what it measured.
+    ``labels``: of labelled photos, where they were given. ``int8``: where int8 was asked for, how it was made, and what
+    it measured.
     """
 
     bundle: Path
@@ -46,6 +48,7 @@ class ExportReport:
     warnings: tuple[str, ...]
     label: str | None
     scenes: tuple[str, ...]
+    labels: tuple[LabelCheck, ...] = ()
     int8: Int8Graphs | None = None
 
 
@@ -73,6 +76,7 @@ def export(
         True
     """
     from gamma_export.demo import demo_checkpoint
+    from gamma_export.labels import check_labels, labelled_photos
     from gamma_export.publish import check_output, check_space, publish, staging
     from gamma_training.checkpoint import build_model, read_checkpoint
 
@@ -94,9 +98,13 @@ def export(
             model = build_model(read)
         check_space(out, int(read.parameters * sum(_BYTES[p] for p in precisions) * 1.1))
         plan = make_plan(options, read, precisions, batch)
-        manifest, int8 = _build(stage, read, model, plan, options, steps)
+        samples = labelled_photos(options, plan, steps)
+        manifest, int8 = _build(stage, read, model, plan, samples, options, steps)
+        labels = check_labels(stage, manifest, model, plan, samples, options, steps)
+        manifest = manifest.model_copy(update={"labels": labels})
         golden = _golden(stage, manifest, options, steps)
-        passed = all(row.passed for row in manifest.parity) and all(check.passed for check in golden)
+        passed = all(row.passed for row in manifest.parity) and all(row.passed for row in labels)
+        passed = passed and all(check.passed for check in golden)
         if passed:
             publish(stage, out, manifest, options.lock_timeout)
     return _report(out, passed, steps.seconds, manifest, golden, int8)
@@ -120,6 +128,7 @@ def _report(
         warnings=tuple(manifest.warnings),
         label=manifest.checkpoint.label,
         scenes=tuple(scene.name for scene in manifest.scenes),
+        labels=tuple(manifest.labels),
         int8=int8,
     )
 
@@ -134,7 +143,13 @@ def _require_libraries(precisions: tuple[str, ...]) -> None:
 
 
 def _build(
-    stage: Path, checkpoint: Checkpoint, model: Gamma, plan: Plan, options: ExportOptions, steps: Steps
+    stage: Path,
+    checkpoint: Checkpoint,
+    model: Gamma,
+    plan: Plan,
+    samples: Sequence[Sample],
+    options: ExportOptions,
+    steps: Steps,
 ) -> tuple[Manifest, Int8Graphs | None]:
     """Everything of the bundle but its publication: files into ``stage``, and the manifest with its measurements."""
     from gamma_export.describe import describe
@@ -146,8 +161,10 @@ def _build(
 
     names = [scene.name for scene in plan.scenes]
     kind = next((precision for precision in plan.precisions if precision in EIGHT_BITS), None)
-    images = find_calibration_images(options, plan, steps) if kind else None
-    subjects = verification_subjects(photos_in(options.photos), plan.contract.crop, steps)
+    photos = photos_in(options.photos)
+    judged = [*photos, *(sample.path for sample in samples)]
+    images = find_calibration_images(options, plan, judged, steps) if kind else None
+    subjects = verification_subjects(photos, plan.contract.crop, steps)
     with steps.step(f"text tower, {len(plan.scenes)} scenes"):
         with torch_threads(1):  # a graph's constants, and so its name, must not depend on the machine's cores
             text = encode_scenes(model, plan.scenes)

@@ -79,18 +79,19 @@ def moae_scales(checkpoint: Checkpoint) -> dict[str, float]:
     return {f"blocks.{i}": float(checkpoint.state[name.format(i)]) for i in range(tower.first_moae, tower.layers)}
 
 
-def find_calibration_images(options: ExportOptions, plan: Plan, steps: Steps) -> CalibrationSet | None:
-    """The photos of ``--calib``, without those that the result is verified with; None where a recipe is replayed.
+def find_calibration_images(
+    options: ExportOptions, plan: Plan, judged: Sequence[Path], steps: Steps
+) -> CalibrationSet | None:
+    """The photos of ``--calib``, without ``judged``, which the result is judged on; None where a recipe is replayed.
 
     Raises:
         InputError: too few, or too many that cannot be used.
     """
     from gamma_calib.images import SetOptions, find_images
-    from gamma_export.parity import photos_in
 
     if options.recipe is not None:
         return None
-    avoid = {hash_file(photo) for photo in photos_in(options.photos)}
+    avoid = {hash_file(photo) for photo in judged}
     sizes = SetOptions(count=options.calib_count, minimum=min(options.calib_min, options.calib_count))
     return find_images(options.calib, plan.contract, sizes, avoid=avoid, steps=steps)
 

@@ -63,10 +63,15 @@ class ExportOptions:
     skip_speed: bool = option(False, "int8: do not measure whether it is faster here")
     recipe: Path | None = option(None, "int8: a bundle whose recipe is replayed, instead of --calib")
     photos: Path | None = option(None, "folder of photos to verify with; the 16 packaged ones when left out")
+    labels: Path | None = option(
+        None,
+        "YAML with a list `data:` of labelled photos, as for gamma-eval: how much SRCC and PLCC drop on its test split",
+    )
     backend: str = option("auto", "runtime that proves parity: auto, onnxruntime or openvino")
     gate: float | None = option(
         None, "largest allowed |score difference|; 1e-4, 5e-3, 2e-2, 2e-2 for fp32, fp16, bf16, 8 bits"
     )
+    gate_srcc: float | None = option(None, "with --labels: largest allowed drop of SRCC; 0.003 for 8 bits, else 0.001")
     licence: str | None = option(None, "licence of the checkpoint, recorded in the manifest")
     expect_sha256: str | None = option(None, "refuse a checkpoint with any other digest")
     threads: int | None = option(None, "CPU threads of the verification")
@@ -112,6 +117,8 @@ def check_options(options: ExportOptions) -> tuple[tuple[str, ...], tuple[int, i
     for precision in precisions:
         backends.choose(options.backend, precision)
     check_gate(options.gate)
+    if options.gate_srcc is not None and not (options.labels and 0 < options.gate_srcc < 1):
+        raise UsageError(f"--gate-srcc {options.gate_srcc} is a number between 0 and 1, for --labels")
     _check_eight_bits(options, precisions)
     if options.threads is not None and options.threads < 1:
         raise UsageError(f"--threads {options.threads} is below 1")

@@ -106,12 +106,14 @@ def _as_json(report: ExportReport) -> dict[str, object]:
         "bundle": str(report.bundle),
         "int8": int8_json(report.int8) if report.int8 else None,
         "parity": [row.model_dump(mode="json") for row in report.parity],
+        "labels": [row.model_dump(mode="json") for row in report.labels],
         "golden": [check.to_dict() for check in report.golden],
     }
 
 
 def _as_text(report: ExportReport) -> str:
     from gamma_export.int8_report import int8_text
+    from gamma_export.labels import label_table
     from gamma_export.parity import table
     from gamma_runtime.selftest import golden_table
 
@@ -121,7 +123,8 @@ def _as_text(report: ExportReport) -> str:
     state = "published" if report.published else "NOT published"
     size = f"{report.bytes / 1e6:.1f} MB, {len(report.scenes)} scenes{label}, {report.seconds:.1f} s"
     int8 = f"{int8_text(report.int8, report.published)}\n" if report.int8 else ""
-    return f"{table(report.parity)}\n{golden}\n{int8}{printable(str(report.bundle))}: {state} ({size})"
+    labels = f"{label_table(report.labels)}\n" if report.labels else ""
+    return f"{table(report.parity)}\n{labels}{golden}\n{int8}{printable(str(report.bundle))}: {state} ({size})"
 
 
 def main() -> int:

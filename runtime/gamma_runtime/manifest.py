@@ -19,6 +19,7 @@ __all__ = [
     "FileEntry",
     "Golden",
     "GraphEntry",
+    "LabelCheck",
     "Manifest",
     "Parity",
     "Quantisation",
@@ -135,6 +136,26 @@ class Parity(_Strict):
     note: Line | None = None
 
 
+class LabelCheck(_Strict):
+    """Labelled photos ranked by the bundle and by PyTorch: correlations with the labels, and their drop.
+
+    Intervals are of 95 %, by a bootstrap that draws both together; None where a correlation does not exist.
+    """
+
+    name: Line  # of the set
+    photos: int = Field(ge=1)
+    precision: Precision
+    backend: Line
+    srcc: float | None
+    srcc_drop: float | None  # PyTorch's minus the bundle's
+    srcc_interval: tuple[float, float] | None
+    plcc: float | None
+    plcc_drop: float | None
+    plcc_interval: tuple[float, float] | None
+    gate_srcc: float
+    passed: bool
+
+
 class Trial(_Strict):
     """One recipe of the search for 8 bits: groups sent back, what stayed, and the worst scene's scores."""
 
@@ -188,6 +209,7 @@ class Manifest(_Strict):
     contract_sha256: Sha256
     graphs: list[GraphEntry] = Field(min_length=1)
     parity: list[Parity]
+    labels: list[LabelCheck] = []
     golden: list[Golden]
     files: list[FileEntry]
     quantisation: Quantisation | None = None

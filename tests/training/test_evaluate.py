@@ -333,6 +333,13 @@ def test_comparison_by_hand_and_its_control() -> None:
     ]
     assert row.srcc == pytest.approx(wanted)
     assert row.difference == pytest.approx(wanted[0] - wanted[1])
+    wanted = [
+        stats.pearsonr([p.score for p in some], [p.sample.target for p in some]).statistic for some in (first, worse)
+    ]
+    assert row.plcc == pytest.approx(wanted)
+    assert row.plcc_difference == pytest.approx(wanted[0] - wanted[1])
+    assert row.plcc_interval[0] < row.plcc_difference < row.plcc_interval[1]
+    assert row.plcc_interval != row.interval
     assert (row.max_abs, row.mean_abs) == pytest.approx((0.5, 0.25))
     assert 0 < row.interval[0] < row.difference < row.interval[1]
     assert json.dumps(compare(first[:2], worse[:2])[0].to_json(), allow_nan=False)

@@ -14,7 +14,7 @@ from gamma_training.evaluate import PhotoScore, Skipped
 from gamma_training.evaluate_rows import Comparison, DistortionRow, Evaluation, Row
 from gamma_training.metrics import METRICS
 
-__all__ = ["Table", "markdown", "scores_csv", "tables", "text"]
+__all__ = ["Table", "markdown", "scores_csv", "signed", "tables", "text"]
 
 Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]  # title, titles of the columns, rows
 _COLUMNS = ("path", "dataset", "scene", "distortion", "level", "mos", "target", "score", "crop_std", "error", "skipped")
@@ -31,7 +31,16 @@ def tables(found: Evaluation, compared: Sequence[Comparison] = ()) -> list[Table
         columns = ("distortion", "photos", "SRCC", "PLCC", "monotone photos", "mean score, level by level")
         made.append(("distortions", columns, [_distortion(row) for row in found.distortions]))
     if compared:
-        columns = ("set", "photos", "max |diff|", "mean |diff|", "SRCC", "against", "difference of SRCC")
+        columns = (
+            "set",
+            "photos",
+            "max |diff|",
+            "mean |diff|",
+            "SRCC",
+            "against",
+            "difference of SRCC",
+            "difference of PLCC",
+        )
         made.append(("comparison", columns, [_compared(row) for row in compared]))
     return made
 
@@ -60,10 +69,15 @@ def _distortion(row: DistortionRow) -> tuple[str, ...]:
 
 
 def _compared(row: Comparison) -> tuple[str, ...]:
-    gap = "-" if math.isnan(row.difference) else f"{row.difference:+.5f}"
-    ends = "" if math.isnan(row.interval[0]) else f" ({row.interval[0]:+.5f} to {row.interval[1]:+.5f})"
     correlations = (_number(value) for value in row.srcc)
-    return row.name, str(row.photos), f"{row.max_abs:.1e}", f"{row.mean_abs:.1e}", *correlations, gap + ends
+    gaps = signed(row.difference, row.interval), signed(row.plcc_difference, row.plcc_interval)
+    return row.name, str(row.photos), f"{row.max_abs:.1e}", f"{row.mean_abs:.1e}", *correlations, *gaps
+
+
+def signed(gap: float, ends: tuple[float, float]) -> str:
+    """A difference of correlations with its interval."""
+    number = "-" if math.isnan(gap) else f"{gap:+.5f}"
+    return number + ("" if math.isnan(ends[0]) else f" ({ends[0]:+.5f} to {ends[1]:+.5f})")
 
 
 def _notes(found: Evaluation) -> list[str]:

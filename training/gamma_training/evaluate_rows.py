@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gamma_training.evaluate import PhotoScore
-from gamma_training.metrics import METRICS, Floats, correlations, interval, paired_bootstrap, resampled
+from gamma_training.metrics import METRICS, PAIRED, Floats, correlations, interval, paired_bootstrap, resampled
 
 __all__ = ["Comparison", "DistortionRow", "Evaluation", "Row", "compare", "evaluation_of"]
 
@@ -88,7 +88,10 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two sources on the same photos of one set: score differences, and Spearman's of the first minus the second's."""
+    """Two sources on the same photos of one set: score differences, and correlations of the first minus the second's.
+
+    ``difference`` is Spearman's.
+    """
 
     name: str
     photos: int
@@ -97,12 +100,16 @@ class Comparison:
     srcc: tuple[float, float]
     difference: float
     interval: tuple[float, float]
+    plcc: tuple[float, float]
+    plcc_difference: float
+    plcc_interval: tuple[float, float]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; None for NaN."""
         plain = dataclasses.asdict(self)
-        plain |= {"srcc": [_known(v) for v in self.srcc], "interval": [_known(v) for v in self.interval]}
-        return plain | {"difference": _known(self.difference)}
+        pairs = ("srcc", "interval", "plcc", "plcc_interval")
+        plain |= {name: [_known(value) for value in plain[name]] for name in pairs}
+        return plain | {name: _known(plain[name]) for name in ("difference", "plcc_difference")}
 
 
 def _known(value: float) -> float | None:
@@ -216,9 +223,22 @@ def compare(first: Photos, second: Photos, draws: int = 1000, seed: int = 0) -> 
         one, other = (np.array([pair[side].score for pair in pairs]) for side in (0, 1))
         targets = [a.sample.target for a, _ in pairs]
         gap = np.abs(one - other)
-        found = correlations(one, targets).srcc, correlations(other, targets).srcc
-        spread = paired_bootstrap(one, other, targets, draws, seed, _contents([a for a, _ in pairs]))
+        found = [correlations(scores, targets) for scores in (one, other)]
+        srcc, plcc = (found[0].srcc, found[1].srcc), (found[0].plcc, found[1].plcc)
+        contents = _contents([a for a, _ in pairs])
+        spreads = [paired_bootstrap(one, other, targets, draws, seed, contents, metric) for metric in PAIRED]
         rows.append(
-            Comparison(name, len(pairs), float(gap.max()), float(gap.mean()), found, found[0] - found[1], spread)
+            Comparison(
+                name=name,
+                photos=len(pairs),
+                max_abs=float(gap.max()),
+                mean_abs=float(gap.mean()),
+                srcc=srcc,
+                difference=srcc[0] - srcc[1],
+                interval=spreads[0],
+                plcc=plcc,
+                plcc_difference=plcc[0] - plcc[1],
+                plcc_interval=spreads[1],
+            )
         )
     return rows

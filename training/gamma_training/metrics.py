@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "METRICS",
+    "PAIRED",
     "Correlations",
     "Floats",
     "bootstrap",
@@ -29,6 +30,7 @@ __all__ = [
 Floats: TypeAlias = NDArray[np.float64]
 
 METRICS = ("srcc", "plcc", "krcc", "rmse")
+PAIRED: dict[Literal["srcc", "plcc"], str] = {"srcc": "spearman", "plcc": "pearson"}  # methods of _Statistics
 _LEAST = 3  # photos; two always correlate perfectly
 _AT_ONCE = 1_000_000  # photos times draws: some ten arrays of 8 MB
 _TAILS = (2.5, 97.5)
@@ -123,8 +125,9 @@ def paired_bootstrap(
     draws: int = 1000,
     seed: int = 0,
     groups: Sequence[Hashable] | None = None,
+    metric: Literal["srcc", "plcc"] = "srcc",
 ) -> tuple[float, float]:
-    """95 % interval of Spearman's of ``first`` minus that of ``second``, both on the same drawn photos.
+    """95 % interval of a correlation of ``first`` minus that of ``second``, both on the same drawn photos.
 
     Much narrower than two separate intervals: what the choice of photos does to both cancels out.
 
@@ -134,9 +137,9 @@ def paired_bootstrap(
     (one, wanted), (other, _) = _pair(first, targets), _pair(second, targets)
     if not len(one) or _not_finite(one, wanted, other):
         return math.nan, math.nan
-    left, right = _Statistics(one, wanted), _Statistics(other, wanted)
+    left, right = (getattr(_Statistics(some, wanted), PAIRED[metric]) for some in (one, other))
     weights = _resamples(_members(groups, len(one)), draws, seed)
-    return interval(np.concatenate([left.spearman(some) - right.spearman(some) for some in weights]))
+    return interval(np.concatenate([left(some) - right(some) for some in weights]))
 
 
 def interval(values: Floats) -> tuple[float, float]:
@@ -232,7 +235,7 @@ class _Statistics:
         squares = np.square(self._found - self._wanted)
         return {
             "srcc": self.spearman(weights),
-            "plcc": self._where(weights, lambda: _pearson(self._found[None], self._wanted[None], weights)),
+            "plcc": self.pearson(weights),
             "krcc": self._where(weights, lambda: self._kendall(weights)),
             "rmse": np.sqrt((weights * squares).sum(axis=1) / weights.sum(axis=1)),
         }
@@ -240,6 +243,10 @@ class _Statistics:
     def spearman(self, weights: Floats) -> Floats:
         """Pearson's of the ranks."""
         return self._where(weights, lambda: _pearson(self._x.ranks(weights), self._y.ranks(weights), weights))
+
+    def pearson(self, weights: Floats) -> Floats:
+        """Of the values themselves."""
+        return self._where(weights, lambda: _pearson(self._found[None], self._wanted[None], weights))
 
     def _where(self, weights: Floats, compute: Callable[[], Floats]) -> Floats:
         """NaN where the resample has one value only."""
