@@ -206,7 +206,8 @@ def _searched(
         fixed = {f"{product.group.partition('/')[0]}/attn/softmax": 1.0 for product in products}  # its largest value
     alpha = job.options.smooth
     smooth = {} if alpha is None else smoothing(trials.source, record, alpha)
-    base = Recipe(frozenset(product.group for product in products), fixed, job.kind, smooth)
+    int4 = frozenset(p.group for p in products if "/moae/adaptive_" in p.group and job.options.experts == "int4")
+    base = Recipe(frozenset(product.group for product in products), fixed, job.kind, smooth, int4)
     methods: dict[str, float] = {}
     (method, *others) = _methods(job)
     if others:
@@ -241,6 +242,7 @@ def _quantisation(
     return Quantisation(
         kind=found.recipe.kind,  # type: ignore[arg-type]
         groups=[product.group for product in products if product.group in found.recipe.groups],
+        int4=sorted(found.recipe.int4 & found.recipe.groups),
         kept=list(last.kept),
         ranges=dict(found.recipe.ranges),
         smooth={norm: list(factors) for norm, factors in found.recipe.smooth.items()},
@@ -279,7 +281,8 @@ def _replayed(job: Job, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
             f"{path}: no {job.kind} recipe in it", hint=f"--recipe takes a bundle that was exported with {job.kind}"
         )
     smooth = {norm: tuple(factors) for norm, factors in quantisation.smooth.items()}
-    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind, smooth)
+    int4 = frozenset(quantisation.int4)
+    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind, smooth, int4)
     known = {product.group for product in find_products(model)} | {inside.group for inside in find_attention(model)}
     if strange := sorted(recipe.groups - known):
         raise InputError(f"{path}: its recipe is for another model (it has no {', '.join(strange[:3])})")
@@ -326,4 +329,5 @@ def _graph(
     file = add_file(stage, f"{stem}-{recipe.kind}", ".onnx", content)
     check_qdq(stage / file.name, recipe, half)
     update = {"precision": recipe.kind, "target": target, "onnx": file.name, "weights": weights.name}
+    update["opset"] = model.opset_import[0].version
     return file, entry.model_copy(update=update)

@@ -30,9 +30,13 @@ def int8_text(int8: Int8Graphs, published: bool) -> str:
     total = len(recipe.groups) + len(recipe.kept)
     sizes = ", ".join(f"{name} {int8.bytes[name] / 1e6:.1f} MB" for name in (recipe.kind, "fp16", "fp32"))
     lines = [
-        f"{recipe.kind}: {len(recipe.groups)} of {total} groups in 8 bits, {recipe.int8_share:.1%} of the "
-        f"multiply-adds; ranges by {recipe.method} from {recipe.images} photos; weights: {sizes}"
+        f"{recipe.kind}: {len(recipe.groups) - len(recipe.int4)} of {total} groups in 8 bits, {recipe.int8_share:.1%} "
+        f"of the multiply-adds; ranges by {recipe.method} from {recipe.images} photos; weights: {sizes}"
     ]
+    if recipe.int4:
+        lines.append(
+            f"{len(recipe.int4)} groups with weights in 4 bits and activations in floating point: an experiment"
+        )
     if recipe.kept:
         more = f" and {len(recipe.kept) - _LISTED} more" if len(recipe.kept) > _LISTED else ""
         lines.append(

@@ -57,6 +57,9 @@ class ExportOptions:
     smooth: float | None = option(
         None, "8 bits: SmoothQuant, the share of a LayerNorm's outliers that its products' weights take, such as 0.5"
     )
+    experts: Literal["int8", "int4"] = option(
+        "int8", "int8: adaptive experts in 8 bits; int4 (an experiment): only their weights, in 4 bits"
+    )
     calib_cache: Path | None = option(
         None, "int8: folder of the calibration record and the trials; the bundle's name with .calib when left out"
     )
@@ -144,6 +147,8 @@ def _check_eight_bits(options: ExportOptions, precisions: tuple[str, ...]) -> No
             f"--precision {kinds[0]} takes its ranges from photos or from an earlier bundle",
             hint="either --calib FOLDER or --recipe BUNDLE",
         )
+    if options.experts == "int4" and not ("int8" in kinds and options.calib):
+        raise UsageError("--experts int4 is for --precision int8 with --calib")
     if "fp8" in kinds and options.attention != "decomposed":
         raise UsageError("--precision fp8 needs --attention decomposed: the softmax has to be 8 bits too")
     for name, number in (("--calib-count", options.calib_count), ("--calib-min", options.calib_min)):

@@ -223,7 +223,7 @@ def explain(bundle: Bundle, record: Record | None) -> Explanation:
     """
     quantisation = _quantisation(bundle)
     graph = _Graph(bundle, quantisation)
-    recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges)
+    recipe = Recipe(frozenset(graph.int8), quantisation.ranges)
     peaks = record.channels if record else {}
     stream = {name: measured for name in peaks if name.endswith(_STREAM) and (measured := _measure(record, name))}
     return Explanation(
@@ -353,7 +353,7 @@ class _Graph:
         self.products: dict[str, NodeProto] = {node.name: node for node in graph.node if node.op_type == "MatMul"}
         self.stored: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
         self.groups = {name: self._product(name) for name in (*quantisation.groups, *quantisation.kept)}
-        self.int8 = quantisation.groups
+        self.int8 = [group for group in quantisation.groups if group not in quantisation.int4]
 
     def _product(self, group: str) -> NodeProto:
         """The group's own product, or the one of all experts that it is a part of."""

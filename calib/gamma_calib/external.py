@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DTYPES", "Entry", "Place", "WeightsFile", "encode", "numpy_type", "write_external"]
 
-DTYPES = {"fp32": 1, "uint8": 2, "int8": 3, "int64": 7, "fp16": 10, "bf16": 16, "fp8": 17}  # onnx.TensorProto.DataType
+# onnx.TensorProto.DataType
+DTYPES = {"fp32": 1, "uint8": 2, "int8": 3, "int64": 7, "fp16": 10, "bf16": 16, "fp8": 17, "int4": 22}
 _PAGE = 4096  # readers map large tensors from page boundaries
 _FP16_MAX = 65504.0
 
@@ -114,7 +115,7 @@ def numpy_type(dtype: str) -> np.dtype[Any]:
 
 
 def encode(entry: Entry) -> NDArray[Any]:
-    """An entry's values in its own type, contiguous.
+    """An entry's values as they lie in the file: in its own type, contiguous; of int4 two in a byte, the first one low.
 
     Raises:
         InputError: another shape than announced, or a value beyond what fp16 holds.
@@ -126,6 +127,10 @@ def encode(entry: Entry) -> NDArray[Any]:
         raise InputError(
             f"{entry.name} reaches {peak:.4g}; fp16 ends at {_FP16_MAX:g}", hint="use --precision bf16 or fp32"
         )
+    if entry.dtype == "int4":
+        nibbles = (value.astype(np.int8).reshape(-1).view(np.uint8) & 15).astype(np.uint8)
+        nibbles = np.append(nibbles, np.zeros(len(nibbles) % 2, np.uint8))
+        return nibbles[0::2] | nibbles[1::2] << 4
     if entry.dtype not in ("int8", "fp8"):
         value = value.astype(np.float32)  # once through fp32: as a graph that casts its fp32 weights would round
     return np.ascontiguousarray(value.astype(numpy_type(entry.dtype)))

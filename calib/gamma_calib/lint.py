@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gamma_calib.external import DTYPES
+from gamma_calib.rounding import int4_block
 from gamma_runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def _quantise(
 ) -> Iterator[str]:
     if node.input[0] in weights:
         yield f"{node.name}: a weight in floating point before its Q; weights are stored in 8 bits"
-    yield from _scale(node, weights, folder, half, channels=False)
+    yield from _scale(node, weights, folder, half, rank=0)
     yield from _zero(node, weights, kind, required=True)
     if [reader.op_type for reader in readers.get(node.output[0], [])] != ["DequantizeLinear"]:
         yield f"{node.name}: not followed by one DequantizeLinear"
@@ -93,6 +94,10 @@ def _dequantise(
 ) -> Iterator[str]:
     """Behind a Q with the same scale, or of a stored weight in 8 bits with a scale for each output channel."""
     stored = weights.get(node.input[0])
+    if stored is not None and stored.data_type == DTYPES["int4"]:
+        yield from _blocks(node, stored, weights, readers)
+        yield from _scale(node, weights, folder, half, rank=2)
+        return
     if stored is not None and stored.data_type != DTYPES[kind]:
         yield f"{node.name}: dequantises type {stored.data_type}; only {kind} is taken"
     if stored is None:
@@ -101,16 +106,33 @@ def _dequantise(
             yield f"{node.name}: not behind a QuantizeLinear of the same scale"
     elif next((a.i for a in node.attribute if a.name == "axis"), None) != 1:
         yield f"{node.name}: its axis is not 1, the output channels"
-    yield from _scale(node, weights, folder, half, channels=stored is not None)
+    yield from _scale(node, weights, folder, half, rank=0 if stored is None else 1)
     yield from _zero(node, weights, kind, required=False)
     for reader in readers.get(node.output[0], []):
         if reader.op_type != "MatMul":
             yield f"{node.name}: goes into {reader.op_type} {reader.name}, not into a product"
 
 
-def _scale(
-    node: NodeProto, weights: Mapping[str, TensorProto], folder: Path, half: str, *, channels: bool
+def _blocks(
+    node: NodeProto, stored: TensorProto, weights: Mapping[str, TensorProto], readers: Mapping[str, list[NodeProto]]
 ) -> Iterator[str]:
+    """A stored weight in 4 bits with a scale for each block of rows, the second side of a product of floats."""
+    how = {attribute.name: attribute.i for attribute in node.attribute}
+    block = how.get("block_size", 0)
+    if how.get("axis") != 0 or block != int4_block(stored.dims[0]):
+        yield f"{node.name}: int4 in blocks of {block} on axis {how.get('axis')}, not of rows"
+        return
+    scale = weights.get(node.input[1])
+    if scale is not None and list(scale.dims) != [stored.dims[0] // block, stored.dims[1]]:
+        yield f"{node.name}: not a scale for each block of rows"
+    if len(node.input) > 2:
+        yield f"{node.name}: a zero point; TensorRT takes int4 without one"
+    for reader in readers.get(node.output[0], []):
+        if reader.op_type != "MatMul" or reader.input[1] != node.output[0]:
+            yield f"{node.name}: goes into {reader.op_type} {reader.name}, not into a product's second side"
+
+
+def _scale(node: NodeProto, weights: Mapping[str, TensorProto], folder: Path, half: str, *, rank: int) -> Iterator[str]:
     from onnx import numpy_helper
 
     tensor = weights.get(node.input[1])
@@ -119,7 +141,7 @@ def _scale(
         return
     if tensor.data_type != _HALF[half]:
         yield f"{node.name}: its scale has type {tensor.data_type}, expected {half}"
-    if len(tensor.dims) != (1 if channels else 0):
+    if len(tensor.dims) != rank:
         yield f"{node.name}: a scale of shape {list(tensor.dims)}"
     value = numpy_helper.to_array(tensor, str(folder)).astype(np.float64)
     if not (np.isfinite(value).all() and (value > 0).all()):
@@ -141,22 +163,31 @@ def _zero(node: NodeProto, weights: Mapping[str, TensorProto], kind: str, *, req
 
 def _products(model: onnx.ModelProto, makers: Mapping[str, NodeProto], recipe: Recipe) -> Iterator[str]:
     """Both sides of a product in 8 bits or neither; and all that the recipe promises."""
-    found = 0
+    found, found_four = 0, 0
+    stored = {tensor.name for tensor in model.graph.initializer if tensor.data_type == DTYPES["int4"]}
+    four = {name for name, maker in makers.items() if maker.input and maker.input[0] in stored}
     for node in model.graph.node:
         if node.op_type != "MatMul":
+            continue
+        if node.input[1] in four:
+            found_four += 1
+            if node.input[0] in makers and makers[node.input[0]].op_type == "DequantizeLinear":
+                yield f"{node.name}: 8 bits times 4; the activation has to be float"
             continue
         sides = [makers[x].op_type == "DequantizeLinear" if x in makers else False for x in node.input]
         if any(sides) and not all(sides):
             yield f"{node.name}: only one side is 8 bits"
         found += all(sides)
     pairs = set()
-    for group in recipe.groups:
+    for group in recipe.groups - recipe.int4:
         if group.endswith("/attn/products"):
             pairs |= {f"{group}/scores", f"{group}/mix"}
         else:  # both first products of a MoAE block are one
             pairs.add(group.replace("/moae/shared_in", "/moae/in").replace("/moae/adaptive_in", "/moae/in"))
     if found != len(pairs):
         yield f"{found} products in 8 bits, the recipe has {len(pairs)}"
+    if found_four != (promised := len(recipe.groups & recipe.int4)):
+        yield f"{found_four} products with weights in 4 bits, the recipe has {promised}"
 
 
 def _unused(model: onnx.ModelProto, readers: Mapping[str, list[NodeProto]]) -> Iterator[str]:

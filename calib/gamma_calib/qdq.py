@@ -1,8 +1,7 @@
 """An exported graph with Q/DQ pairs around its linear layers, and the int8 weights that go with it (tensorrt.md 3.3).
 
 Symmetric everywhere, no zero point but 0, weights a scale for each output channel, activations one scale; biases stay
-float. Scales are numbers that fp16 holds, so that the graph for TensorRT (rest in fp16) and the one for CPUs (rest in
-fp32) round the same values to the same codes.
+float. As an experiment, groups whose weights alone are rounded, to 4 bits, and whose activations stay float.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from gamma_calib.external import DTYPES, Entry, WeightsFile, numpy_type
 from gamma_calib.products import Product, find_products
+from gamma_calib.rounding import LEVELS, fp16_scale, int4_block, quantise_blocks, quantise_weight
 from gamma_calib.smooth import readers
 from gamma_runtime.errors import InputError
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     import onnx
     from onnx import NodeProto, TensorProto
 
-__all__ = ["LEVELS", "Recipe", "Source", "entries", "fp16_scale", "packed", "place", "quantise_weight"]
+__all__ = ["Recipe", "Source", "entries", "packed", "place"]
 
-# The largest number that a code stands for, in steps: int8 without -128, so that it is symmetric; E4M3's largest.
-LEVELS = {"int8": 127.0, "fp8": 448.0}
-_LEAST = 2.0**-14  # smallest normal fp16: below it a scale loses its digits
 _ZERO = "qdq.zero"
+_FLOATS = ("fp32", "fp16")
+_INT4_OPSET = 21  # the first with int4 and with scales for blocks
 _IN, _OUT = "moae/in", "moae/out"
 _INSIDE = {"scores": ("q", "k"), "mix": ("softmax", "v")}
 
@@ -43,12 +42,14 @@ class Recipe:
         ranges: by tap name, the largest |activation| that is represented.
         kind: ``int8``, or ``fp8`` for E4M3.
         smooth: `gamma_calib.smooth.smoothing`; none where it is empty.
+        int4: those of the groups of which only the weights are rounded, to 4 bits in blocks of rows.
     """
 
     groups: frozenset[str]
     ranges: Mapping[str, float]
     kind: str = "int8"
     smooth: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    int4: frozenset[str] = frozenset()
 
     def scale(self, tap: str) -> float:
         """The step between two codes.
@@ -104,22 +105,6 @@ class Source:
         return self.scales[block]
 
 
-def fp16_scale(scale: NDArray[Any]) -> NDArray[np.float16]:
-    """The next number up that fp16 holds, never 0 and never subnormal, so that nothing is clipped by the rounding."""
-    rounded = np.maximum(scale, _LEAST).astype(np.float16)
-    low = rounded.astype(np.float64) < scale
-    up = np.nextafter(rounded, np.float16(np.inf))
-    return np.asarray(np.where(low, up, rounded), np.float16)
-
-
-def quantise_weight(weight: NDArray[np.float32], kind: str = "int8") -> tuple[NDArray[Any], NDArray[np.float16]]:
-    """Codes ``[K, N]``, int8 or float8_e4m3fn, and a scale for each output channel ``[N]``."""
-    levels = LEVELS[kind]
-    scale = fp16_scale(np.abs(weight).max(axis=0).astype(np.float64) / levels)
-    codes = np.clip(weight / scale.astype(np.float32), -levels, levels)
-    return (np.rint(codes) if kind == "int8" else codes).astype(numpy_type(kind)), scale
-
-
 def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
     """The tensors that a graph with the recipe's pairs needs instead of those it had.
 
@@ -129,7 +114,7 @@ def entries(source: Source, recipe: Recipe, rest: str) -> Iterator[Entry]:
     for node, products in _by_node(source.model).items():
         for name, parts in _pieces(node, products, recipe):
             if parts[0].group in recipe.groups:
-                yield from _codes(name, source, parts, recipe.kind)
+                yield from _codes(name, source, parts, "int4" if parts[0].group in recipe.int4 else recipe.kind)
             elif len(products) > 1:
                 yield Entry(name, rest, _shape(parts), lambda p=parts: _joined(source, p))  # type: ignore[misc]
 
@@ -153,12 +138,14 @@ def _codes(name: str, source: Source, parts: Sequence[Product], kind: str) -> It
     scale: dict[str, NDArray[np.float16]] = {}
 
     def codes() -> NDArray[Any]:
-        made, scale["fp16"] = quantise_weight(_joined(source, parts), kind)
+        joined = _joined(source, parts)
+        made, scale["fp16"] = quantise_blocks(joined) if kind == "int4" else quantise_weight(joined, kind)
         return made
 
     yield Entry(name, kind, shape, codes)  # written first, so the scales are there when theirs are
     for dtype in ("fp16", "fp32"):
-        yield Entry(f"{name}.scale_{dtype}", dtype, shape[1:], lambda: scale["fp16"])
+        blocks = (shape[0] // int4_block(shape[0]),) if kind == "int4" else ()
+        yield Entry(f"{name}.scale_{dtype}", dtype, (*blocks, shape[1]), lambda: scale["fp16"])
 
 
 def _joined(source: Source, parts: Sequence[Product]) -> NDArray[np.float32]:
@@ -181,7 +168,8 @@ def _pieces(node: str, products: list[Product], recipe: Recipe) -> list[tuple[st
     chosen = [product for product in products if product.group in recipe.groups]
     if not chosen:
         return []
-    if len(products) == 1 or (node.endswith(_IN) and len(chosen) == len(products)):
+    alike = len(chosen) == len(products) and len({product.group in recipe.int4 for product in chosen}) == 1
+    if len(products) == 1 or (node.endswith(_IN) and alike):
         return [(products[0].weight, products)]
     return [(f"{p.weight.removesuffix('.weight')}.{p.group.rpartition('/')[2]}.weight", [p]) for p in products]
 
@@ -232,6 +220,8 @@ class _Placer:
             result.graph.ClearField(field)
         result.graph.node.extend(self.nodes)
         result.graph.initializer.extend(self.initializers())
+        if self.recipe.int4 & self.recipe.groups:
+            result.opset_import[0].version = max(_INT4_OPSET, result.opset_import[0].version)
         return result
 
     def guard(self, node: NodeProto) -> None:
@@ -255,10 +245,15 @@ class _Placer:
     # The products.
 
     def product(self, name: str, x: str, weight: str, parts: Sequence[Product]) -> str:
-        """``name`` = x times the weight, in 8 bits if the recipe says so."""
-        if parts[0].group in self.recipe.groups:
-            x = self.pair(x, parts[0].tap.name)
-            weight = self.node("DequantizeLinear", f"{weight}/dequantised", [weight, self.scale_of(weight)], axis=1)
+        """``name`` = x times the weight, in 8 bits if the recipe says so, or with the weight in 4."""
+        group, rows = parts[0].group, parts[0].rows
+        if group in self.recipe.groups:
+            how: dict[str, Any] = {"axis": 1}
+            if group in self.recipe.int4:
+                how = {"axis": 0, "block_size": int4_block(rows[1] - rows[0])}
+            else:
+                x = self.pair(x, parts[0].tap.name)
+            weight = self.node("DequantizeLinear", f"{weight}/dequantised", [weight, self.scale_of(weight)], **how)
         return self.node("MatMul", name, [x, weight])
 
     def split_in(self, node: NodeProto, pieces: Sequence[tuple[str, list[Product]]]) -> None:
@@ -314,7 +309,7 @@ class _Placer:
         for node in self.nodes:
             for index, name in enumerate(node.input):
                 place, wanted = self.file.places.get(name), own.get(name, DTYPES[self.half])
-                if place and place.dtype not in LEVELS and DTYPES[place.dtype] != wanted:
+                if place and place.dtype in _FLOATS and DTYPES[place.dtype] != wanted:
                     cast = f"{name}/cast_weight"
                     made[cast] = helper.make_node("Cast", [name], [cast], name=cast, to=wanted)
                     node.input[index] = cast

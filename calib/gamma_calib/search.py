@@ -111,7 +111,7 @@ def search(
     Args:
         trials: that score; a trial done before, also in a run that was killed, is not done again.
         products: the groups to begin with.
-        base: kind and ranges; its groups do not matter.
+        base: kind and ranges, and which groups are of 4-bit weights; its groups do not matter.
         gate: what must hold, in every scene.
         total_macs: of the whole graph, for the shares.
 
@@ -125,7 +125,7 @@ def search(
         recipe = dataclasses.replace(base, groups=frozenset(product.group for product in remaining))
         kept = tuple(p.group for p in products if p.group not in recipe.groups)
         outcome, passed = trials.everywhere(recipe, f"{len(remaining)} of {len(products)} groups in {base.kind}", gate)
-        share = sum(product.macs for product in remaining) / total_macs
+        share = sum(product.macs for product in remaining if product.group not in base.int4) / total_macs
         points.append(Point(kept, share, outcome, passed))
         if passed or len(remaining) == 1:
             return Search(recipe, tuple(points), tuple(alone))

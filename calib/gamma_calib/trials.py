@@ -160,6 +160,7 @@ class Trials:
         for array in (self.inputs, self.wanted):
             digest.update(np.ascontiguousarray(array).tobytes())
         measured = [recipe.kind, sorted(recipe.groups), sorted(recipe.ranges.items()), sorted(recipe.smooth.items())]
+        measured += [sorted(recipe.int4)] if recipe.int4 else []
         how = [count, self.batch, form, self.half is not None, backend, backends.installed(backend)]
         digest.update(json.dumps([measured, how]).encode())
         return digest.hexdigest()

@@ -174,6 +174,7 @@ class Quantisation(_Strict):
 
     kind: Literal["int8", "fp8"] = "int8"
     groups: list[Line]
+    int4: list[Line] = []  # of the groups, those of which only the weights are rounded, to 4 bits
     kept: list[Line]  # what was sent back to floating point
     ranges: dict[Line, float]  # by activation: the largest |value| that is represented
     smooth: dict[Line, list[float]] = {}  # by LayerNorm: what its channels are divided by

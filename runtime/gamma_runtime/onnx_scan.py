@@ -30,8 +30,8 @@ _INSIDE = {
     "node": {5: "attribute"},
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
 }
-# Bytes of one value by TensorProto.DataType; packed types below a byte have no place in a bundle's weights.
-_SIZES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2, 17: 1}
+# Bits of one value by TensorProto.DataType; of the packed types only int4 has a place in a bundle's weights.
+_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 17: 8, 22: 4}
 
 
 def check_graph_file(path: Path, weights: str, size: int) -> None:
@@ -169,7 +169,7 @@ def _check_tensor(path: Path, data: memoryview, weights: str, size: int) -> None
     offset, length = (keys.get(key, "0") for key in ("offset", "length"))
     if not all(text.isascii() and text.isdigit() and len(text) < 20 for text in (offset, length)):
         refuse(f"has offset {offset!r} and length {length!r}")
-    if kind not in _SIZES or int(length) != math.prod(dims) * _SIZES[kind]:
+    if kind not in _BITS or int(length) != -(-math.prod(dims) * _BITS[kind] // 8):
         refuse(f"has length {length}, which does not hold {dims} values of type {kind}")
     if int(offset) + int(length) > size:
         refuse(f"ends at byte {int(offset) + int(length)}; {weights} has {size}")

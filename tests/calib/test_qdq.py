@@ -15,7 +15,8 @@ from onnx import numpy_helper
 
 from gamma_calib.lint import check_qdq
 from gamma_calib.products import count_macs, find_products, taps_of
-from gamma_calib.qdq import LEVELS, Recipe, fp16_scale, quantise_weight
+from gamma_calib.qdq import Recipe
+from gamma_calib.rounding import LEVELS, fp16_scale, quantise_weight
 from gamma_runtime import backends
 from gamma_runtime.backends.onnxruntime_ import unwanted_optimizers
 from gamma_runtime.errors import InputError

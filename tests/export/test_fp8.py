@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from gamma_calib.qdq import LEVELS, quantise_weight
+from gamma_calib.rounding import LEVELS, quantise_weight
 from gamma_export.exporter import ExportReport, export
 from gamma_export.photos import packaged_photos
 from gamma_export.verify import verify

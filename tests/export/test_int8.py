@@ -15,6 +15,7 @@ import gamma_runtime
 from gamma_calib import calibrate as calibrate_module
 from gamma_calib.trials import Trials
 from gamma_export.exporter import ExportReport, export
+from gamma_export.int8_report import int8_text
 from gamma_export.photos import packaged_photos
 from gamma_export.verify import verify
 from gamma_runtime.bundle import Bundle, open_bundle
@@ -144,6 +145,36 @@ def test_the_recipe_replays_exactly(exported: tuple[ExportReport, Bundle], tmp_p
     assert {e.name: e.sha256 for e in again.files} == {e.name: e.sha256 for e in exported[1].manifest.files}
     assert again.quantisation == exported[1].manifest.quantisation
     assert not (tmp_path / "y.calib").exists()
+
+
+def test_experts_with_weights_in_4_bits(calibration_photos: Path, tmp_path: Path) -> None:
+    """An experiment: smaller, compiled by TensorRT-RTX, scored by every backend, replayed byte for byte."""
+    pytest.importorskip("tensorrt_rtx")
+    from gamma_runtime.engines import EngineOptions, build_engines
+
+    report = export(tiny_export.checkpoint(), tmp_path / "x.gamma", options(calibration_photos, experts="int4"))
+    assert report.published
+    assert report.int8 is not None
+    assert "2 groups with weights in 4 bits" in int8_text(report.int8, True)
+    bundle = open_bundle(tmp_path / "x.gamma")
+    quantisation = bundle.manifest.quantisation
+    assert quantisation is not None
+    assert quantisation.int4 == ["blocks.1/moae/adaptive_in", "blocks.1/moae/adaptive_out"]
+    assert {graph.opset for graph in bundle.manifest.graphs} == {21}
+    adaptive = 2 * 3 * 4 * 64 * 64
+    assert report.int8.quantisation.int8_share < (CODES - adaptive) / CODES
+    assert verify(bundle, against=tiny_export.checkpoint(), photos=tiny_export.photos(), threads=1).passed
+    (engine,) = build_engines(bundle, EngineOptions(flavour="tensorrt-rtx", compute_capabilities=("8.6",)))
+    counted = engine.proof["network"]["weight_bytes"]
+    assert (counted["int8"], counted["int4"]) == (CODES - adaptive, adaptive / 2)
+    again = export(
+        tiny_export.checkpoint(),
+        tmp_path / "y.gamma",
+        tiny_export.options(precision=("int8",), recipe=tmp_path / "x.gamma"),
+    )
+    assert again.published
+    first, second = (open_bundle(tmp_path / f"{name}.gamma").manifest for name in "xy")
+    assert {e.name: e.sha256 for e in first.files} == {e.name: e.sha256 for e in second.files}
 
 
 def test_a_smoothed_recipe_replays_exactly(calibration_photos: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ _INSPECTOR = {
     "int8": ("int8",),
     "fp8": ("fp8",),
 }
-_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8, "int4": 4}
 _THROUGH = ("SHUFFLE", "CAST", "IDENTITY", "QUANTIZE", "DEQUANTIZE")  # what lies between a constant and its product
 
 
@@ -53,7 +53,7 @@ def count_products(network: Any) -> dict[str, dict[str, int]]:
             if _is_constant(operand, makers):
                 place = head if layer.name.startswith(_HEAD) else weights
                 stored = _stored(operand, makers)
-                place[stored] += _elements(operand) * _BYTES.get(stored, 1)
+                place[stored] += _elements(operand) * _BITS.get(stored, 8) // 8
     return {"products": dict(products), "weight_bytes": dict(weights), "head_bytes": dict(head)}
 
 
@@ -96,7 +96,7 @@ def check_products(counted: Mapping[str, Mapping[str, int]], precision: str, int
     """
     weights: Mapping[str, float] = counted["weight_bytes"]
     if precision in ("int8", "fp8"):  # multiply-adds go with the number of weights, not with their bytes
-        weights = {name: count / _BYTES.get(name, 1) for name, count in weights.items()}
+        weights = {name: 8 * count / _BITS.get(name, 8) for name, count in weights.items()}
     total, promised = sum(weights.values()), 1.0 if int8_share is None else int8_share
     if total == 0 or weights.get(precision, 0) >= _LEAST_SHARE * promised * total:
         return
@@ -132,7 +132,7 @@ def count_engine(text: str) -> dict[str, Any]:
         outputs.update({kind for tensor in layer.get("Outputs", ()) if (kind := _inspected(tensor))})
         stated = layer.get("Weights")
         if isinstance(stated, dict) and (kind := _named(str(stated.get("Type", "")))):
-            weights[kind] += int(stated.get("Count", 0)) * _BYTES[kind]
+            weights[kind] += int(stated.get("Count", 0)) * _BITS[kind] // 8
     reformats = sum(str(layer.get("LayerType", "")).lower() == "reformat" for layer in detailed)
     return {
         "schema": 11 if "I/O Tensors" in data else 10,
