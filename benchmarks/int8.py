@@ -35,7 +35,7 @@ from common import (
 
 from gamma_runtime.cli import log, option, out, run_command
 
-MAX_MEAN, MIN_SRCC, MIN_SPEED, MAX_BUNDLE = 0.005, 0.998, 2.1, 180e6
+MAX_MEAN, MIN_SRCC, MIN_SPEED, MAX_BUNDLE, MAX_DROP = 0.005, 0.998, 2.1, 180e6, 0.003
 BACKENDS = ("onnxruntime", "openvino")
 
 
@@ -49,6 +49,7 @@ class Int8Options(BenchmarkOptions):
     name: str = option("full", "for the result file")
     calib: Path | None = option(None, "photos to calibrate with; the packaged ones with --tiny")
     photos: Path | None = option(None, "list of photos to compare on, a path a line; none of them in --calib")
+    labels: Path | None = option(None, "YAML of labelled photos: how much SRCC drops on its test split")
     count: int = option(256, "most photos to calibrate with")
     scene: str = option("natural-quality", "whose working size the photos go through")
     sized: bool = option(False, "judge speed and size too: they are goals for the full-size model")
@@ -59,17 +60,20 @@ def _export(options: Int8Options, bundle: Path) -> dict[str, Any]:
     words = [command("gamma-export"), source, "-o", bundle, "--precision", "int8,fp32", "--joint", "--json"]
     words += ["--calib", options.calib, "--calib-count", str(options.count), "--skip-speed"]
     words += ["--calib-min", "4"] if options.tiny else []
+    words += ["--labels", options.labels] if options.labels else []
     found = json.loads(run_child(words).output)
     log(f"{found['int8']['quantisation']['int8_share']:.1%} of the multiply-adds in int8")
     return dict(found)
 
 
-def _graphs(bundle: Path) -> dict[str, Path]:
+def graphs_of(bundle: Path) -> dict[str, Path]:
+    """A bundle's graphs for CPUs by precision."""
     graphs = json.loads((bundle / "manifest.json").read_text())["graphs"]
     return {g["precision"]: bundle / g["onnx"] for g in graphs if g["target"] != "tensorrt"}
 
 
-def _scores(options: Int8Options, bundle: Path, graph: Path, backend: str) -> list[list[float]]:
+def scores_of(options: Int8Options, bundle: Path, graph: Path, backend: str) -> list[list[float]]:
+    """Scores [photos][scenes] of the photos, whole, by one graph."""
     child = run_script(
         "int8_contender", "--name", "score", "--bundle", bundle, "--graph", graph, "--photos", str(options.photos),
         "--scene", options.scene, "--backend", backend,
@@ -77,7 +81,7 @@ def _scores(options: Int8Options, bundle: Path, graph: Path, backend: str) -> li
     return list(json.loads(child.output)["scores"])
 
 
-def _differences(wanted: list[list[float]], found: list[list[float]]) -> list[dict[str, Any]]:
+def differences(wanted: list[list[float]], found: list[list[float]]) -> list[dict[str, Any]]:
     """One for each scene."""
     import numpy as np
 
@@ -94,10 +98,11 @@ def _naive(options: Int8Options, bundle: Path, fp32: Path) -> list[list[float]]:
         "int8_contender", "--name", "naive", "--bundle", bundle, "--graph", fp32, "--photos", str(options.photos),
         "--scene", options.scene, "--target", target,
     )  # fmt: skip
-    return _scores(options, bundle, target, "onnxruntime")
+    return scores_of(options, bundle, target, "onnxruntime")
 
 
-def _engine(bundle: Path) -> dict[str, Any]:
+def engine_of(bundle: Path) -> dict[str, Any]:
+    """A plan compiled by TensorRT-RTX for SM 8.6: its version, size, and what the parsed network computes in."""
     words = [command("gamma-build"), bundle, "--engine", "tensorrt-rtx", "--precision", "int8", "--json"]
     (engine,) = json.loads(run_child([*words, "--compute-capability", "8.6"]).output)["engines"]
     return {"version": engine["version"], "bytes": engine["size"], "network": engine["proof"]["network"]}
@@ -111,6 +116,11 @@ def goals(result: dict[str, Any], sized: bool) -> list[Goal]:
         Goal("mean |shift| against fp32", MAX_MEAN, mean, "", mean <= MAX_MEAN),
         Goal("SRCC against fp32", MIN_SRCC, srcc, "", srcc >= MIN_SRCC),
     ]
+    for row in result["labels"]:
+        if row["precision"] == "int8":
+            drop = row["srcc_drop"]
+            what = f"drop of SRCC on {row['photos']} labelled photos of {row['name']}"
+            judged.append(Goal(what, MAX_DROP, drop, "", drop <= MAX_DROP))
     if sized:
         for backend in BACKENDS:
             ratio = result["speed"][backend]["ratio"]
@@ -144,10 +154,10 @@ def measure(options: Int8Options) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     bundle = options.work / f"int8-{options.name}.gamma"
     report = _export(options, bundle)
-    graphs = _graphs(bundle)
+    graphs = graphs_of(bundle)
     speed, doubts = _speed(options, graphs)
-    wanted = _scores(options, bundle, graphs["fp32"], "onnxruntime")
-    int8 = {name: _differences(wanted, _scores(options, bundle, graphs["int8"], name)) for name in BACKENDS}
+    wanted = scores_of(options, bundle, graphs["fp32"], "onnxruntime")
+    int8 = {name: differences(wanted, scores_of(options, bundle, graphs["int8"], name)) for name in BACKENDS}
     files = json.loads((bundle / "manifest.json").read_text())["files"]
     measured = {
         "name": options.name,
@@ -159,10 +169,11 @@ def measure(options: Int8Options) -> int:
         "int8_share": report["int8"]["quantisation"]["int8_share"],
         "bundle_bytes": sum(f["size"] for f in files if "fp32" not in f["name"]),
         "fp16_weights_bytes": report["int8"]["weights_bytes"]["fp16"],
+        "labels": report["labels"],
         "speed": speed,
         "int8": int8,
-        "naive": _differences(wanted, _naive(options, bundle, graphs["fp32"])),
-        "engine": _engine(bundle),
+        "naive": differences(wanted, _naive(options, bundle, graphs["fp32"])),
+        "engine": engine_of(bundle),
     }
     judged = goals(measured, options.sized)
     doubts += bystanders.doubts()

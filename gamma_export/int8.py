@@ -206,7 +206,7 @@ def _searched(
         fixed = {f"{product.group.partition('/')[0]}/attn/softmax": 1.0 for product in products}  # its largest value
     alpha = job.options.smooth
     smooth = {} if alpha is None else smoothing(trials.source, record, alpha)
-    int4 = frozenset(p.group for p in products if "/moae/adaptive_" in p.group and job.options.experts == "int4")
+    int4 = _int4(job, groups)
     base = Recipe(frozenset(product.group for product in products), fixed, job.kind, smooth, int4)
     methods: dict[str, float] = {}
     (method, *others) = _methods(job)
@@ -215,6 +215,11 @@ def _searched(
     gate = gate_for(job.kind, job.options.gate or GATES[job.kind])
     found = search(trials, groups, with_ranges_of(base, record, method), gate, count_macs(model))
     return found.recipe, _quantisation(found, groups, method, methods, images)
+
+
+def _int4(job: Job, groups: Sequence[Product | Attention]) -> frozenset[str]:
+    """The adaptive experts' groups, where only their weights are to be rounded."""
+    return frozenset(g.group for g in groups if "/moae/adaptive_" in g.group and job.options.experts == "int4")
 
 
 def _speed(job: Job, graphs: list[GraphEntry], fp32: Path, fp16: Path) -> list[Speed]:
@@ -269,8 +274,8 @@ def _quantisation(
 
 
 def _replayed(job: Job, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
-    """The recipe of another bundle, or of its manifest; nothing is measured."""
-    from gamma_calib.products import find_attention, find_products
+    """The recipe of another bundle, or of its manifest; nothing is measured. ``--experts int4`` changes it."""
+    from gamma_calib.products import count_macs, find_attention, find_products
     from gamma_calib.qdq import Recipe
     from gamma_runtime.bundle import open_bundle
 
@@ -281,11 +286,16 @@ def _replayed(job: Job, model: onnx.ModelProto) -> tuple[Recipe, Quantisation]:
             f"{path}: no {job.kind} recipe in it", hint=f"--recipe takes a bundle that was exported with {job.kind}"
         )
     smooth = {norm: tuple(factors) for norm, factors in quantisation.smooth.items()}
-    int4 = frozenset(quantisation.int4)
+    products = find_products(model)
+    int4 = frozenset(quantisation.int4) | (_int4(job, products) & frozenset(quantisation.groups))
     recipe = Recipe(frozenset(quantisation.groups), quantisation.ranges, quantisation.kind, smooth, int4)
-    known = {product.group for product in find_products(model)} | {inside.group for inside in find_attention(model)}
+    known = {product.group for product in products} | {inside.group for inside in find_attention(model)}
     if strange := sorted(recipe.groups - known):
         raise InputError(f"{path}: its recipe is for another model (it has no {', '.join(strange[:3])})")
+    if added := int4 - frozenset(quantisation.int4):
+        less = sum(product.macs for product in products if product.group in added) / count_macs(model)
+        share = max(0.0, quantisation.int8_share - less)
+        quantisation = quantisation.model_copy(update={"int4": sorted(int4), "int8_share": share})
     return recipe, quantisation
 
 

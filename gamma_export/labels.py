@@ -5,6 +5,7 @@ Whole photos go through the bundle's own contract and, beside it, through PyTorc
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gamma_runtime.manifest import LabelCheck, Manifest
     from gamma_training.data import Sample
     from gamma_training.evaluate_rows import Comparison
+    from gamma_training.judges import Judge
     from gamma_training.model import Gamma
 
 __all__ = ["GATE_SRCC", "check_labels", "label_table", "labelled_photos"]
@@ -66,15 +68,18 @@ def check_labels(
         return []
     scenes = tuple(dict.fromkeys(sample.scene for sample in samples))
     staged = Bundle(stage, manifest, "")
+    precisions = tuple(dict.fromkeys(graph.precision for graph in manifest.graphs))
+    runs = {precision: backends.choose(options.backend, precision) for precision in precisions}
+    with contextlib.ExitStack() as stack:
+        judges: list[Judge] = [TorchJudge(model, plan.scenes, JudgeOptions(threads=options.threads))]
+        for precision, backend in runs.items():
+            chosen = JudgeOptions(precision=precision, backend=backend, threads=options.threads)
+            judges.append(stack.enter_context(BundleJudge(staged, scenes, chosen)))
+        before, *after = score_samples(judges, samples, Protocol(), steps).by_judge
     rows: list[LabelCheck] = []
-    for precision in dict.fromkeys(graph.precision for graph in manifest.graphs):
-        backend = backends.choose(options.backend, precision)
-        chosen = JudgeOptions(precision=precision, backend=backend, threads=options.threads)
-        torch = TorchJudge(model, plan.scenes, JudgeOptions(threads=options.threads))
-        with torch, BundleJudge(staged, scenes, chosen) as bundle:
-            before, after = score_samples([torch, bundle], samples, Protocol(), steps).by_judge
+    for (precision, backend), scores in zip(runs.items(), after, strict=True):
         limit = options.gate_srcc or GATE_SRCC.get(precision, _GATE)
-        rows += [_row(found, precision, backend, limit) for found in compare(before, after)]
+        rows += [_row(found, precision, backend, limit) for found in compare(before, scores)]
     return rows
 
 

@@ -147,8 +147,8 @@ def _check_eight_bits(options: ExportOptions, precisions: tuple[str, ...]) -> No
             f"--precision {kinds[0]} takes its ranges from photos or from an earlier bundle",
             hint="either --calib FOLDER or --recipe BUNDLE",
         )
-    if options.experts == "int4" and not ("int8" in kinds and options.calib):
-        raise UsageError("--experts int4 is for --precision int8 with --calib")
+    if options.experts == "int4" and "int8" not in kinds:
+        raise UsageError("--experts int4 is for --precision int8")
     if "fp8" in kinds and options.attention != "decomposed":
         raise UsageError("--precision fp8 needs --attention decomposed: the softmax has to be 8 bits too")
     for name, number in (("--calib-count", options.calib_count), ("--calib-min", options.calib_min)):

@@ -256,6 +256,23 @@ def test_int8(work: Path, tmp_path: Path) -> None:
     assert 0 < worst < max(row["mean_abs"] for row in result["naive"])
     assert result["engine"]["network"]["weight_bytes"]["int8"] > 0
     assert [goal["what"] for goal in result["goals"]] == ["mean |shift| against fp32", "SRCC against fp32"]
+    flags = ["--tiny", "--rounds", "1", "--work", str(work), "--name", "x", "--photos", str(tmp_path / "unseen.txt")]
+    command = [
+        sys.executable,
+        "benchmarks/int4.py",
+        str(work / "gamma-tiny-untrained-1.pth"),
+        str(work / "int8-x.gamma"),
+    ]
+    done = subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((work / "tiny-int4-x.json").read_text())
+    assert result["groups_in_int4"]
+    assert result["weights_bytes"]["int4"] < result["weights_bytes"]["int8"]
+    assert result["engine"]["network"]["weight_bytes"]["int4"] > 0
+    means = {n: max(row["mean_abs"] for rows in of.values() for row in rows) for n, of in result["scores"].items()}
+    assert 0 < means["int8"] < 0.02
+    assert 0 < means["int4"] < 0.1
+    assert {name for times in result["milliseconds"].values() for name in times} == {"int8", "int4", "fp32"}
 
 
 def test_the_experts_scale_belongs_behind_their_product(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +290,16 @@ def test_the_experts_scale_belongs_behind_their_product(monkeypatch: pytest.Monk
     assert found["in the weights"]["largest_weight_code"] <= 5
     plain = int8_scale.errors(shared, adaptive, weights, 1.0)
     assert all(way["error"] < 0.03 for way in plain.values())
+
+
+@pytest.mark.long
+def test_calibration_memory(work: Path, tmp_path: Path) -> None:
+    for photo in packaged_photos()[:8]:
+        (tmp_path / photo.name).write_bytes(photo.read_bytes() + b"\0")  # another digest, the same picture
+    flags = ["--tiny", "--work", str(work), "--calib", str(tmp_path), "--few", "4", "--many", "8"]
+    command = [sys.executable, "benchmarks/calib_memory.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((work / "tiny-calib_memory.json").read_text())
+    assert [(row["photos"], row["published"]) for row in result["rounds"]] == [(4, True), (8, True)]
+    assert result["goals"][0]["measured"] == max(row["peak_bytes"] for row in result["rounds"]) / 1e9 > 0.1
