@@ -306,6 +306,8 @@ def int8() -> str:
             _table(titles, scores),
             _table(["goal", "measured", "limit", ""], goals),
             _scales(),
+            *_experts_in_int4(),
+            *_calibration_memory(),
         ]
     )
 
@@ -328,6 +330,41 @@ def _int8_rows(result: dict[str, Any]) -> list[list[str]]:
         ]
         for what, rows in [*((f"ours, on {name}", rows) for name, rows in result["int8"].items()), naive]
     ]
+
+
+def _experts_in_int4() -> list[str]:
+    """Adaptive experts with weights in 4 bits beside the same recipe in 8: the worst scene, and both libraries."""
+    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("int4-*.json"))]
+    rows = [
+        [
+            result["name"],
+            f"{kind}, {result['weights_bytes'][kind] / 1e6:.1f} MB",
+            *(
+                f"{max(row['mean_abs'] for row in rows):.4f}, largest {max(row['max_abs'] for row in rows):.3f}"
+                for rows in result["scores"][kind].values()
+            ),
+            *(f"{times['fp32'] / times[kind]:.2f} times" for times in result["milliseconds"].values()),
+        ]
+        for result in results
+        for kind in ("int8", "int4")
+    ]
+    doubts = [
+        f"**The times of {r['name']} with int4 are not valid**: {'; '.join(r['doubts'])}."
+        for r in results
+        if r["doubts"]
+    ]
+    backends = list(results[0]["scores"]) if results else []
+    titles = ["checkpoint", "adaptive experts", *(f"mean shift, {name}" for name in backends)]
+    titles += [f"speed against fp32, {name}" for name in backends]
+    return ["The experiment with 4 bits:", *doubts, _table(titles, rows)] if rows else []
+
+
+def _calibration_memory() -> list[str]:
+    """Peak memory of a whole export at full size, by the photos that calibrated it."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("calib_memory-*.json"))]
+    peaks = [f"{row['peak_bytes'] / 1e9:.2f} GB with {row['photos']} photos" for r in found for row in r["rounds"]]
+    text = "Peak memory of `gamma-export --precision int8` at full size (`python benchmarks/calib_memory.py`): "
+    return [f"{text}{', '.join(peaks)}."] if peaks else []
 
 
 def _scales() -> str:
