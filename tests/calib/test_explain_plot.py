@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from gamma_runtime.errors import EnvironmentFault, OutputError
+from tests.browser import asked, drawn, needs_browser
 from tests.calib import loud
 from tests.calib.loud import LOUD, run
 
@@ -116,3 +117,26 @@ def test_without_matplotlib(
     assert run(folder, "--plot", tmp_path / "x.png") == EnvironmentFault.exit_code
     assert "pip install 'gamma-edge[plot]'" in capsys.readouterr().err
     assert run(folder, "--quiet") == 0
+
+
+@pytest.mark.long
+@needs_browser
+def test_the_page_in_a_browser(folder: Path, tmp_path: Path) -> None:
+    """Every picture is decoded and shown, links lead to blocks, and a phone need not scroll sideways."""
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "x.html"
+    assert run(folder, "--plot", page, "--quiet") == 0
+    assert (
+        asked(page, "[...document.images].filter(i => i.complete && i.naturalWidth > 300 && i.width > 200).length")
+        == "6"
+    )
+    assert (
+        asked(page, "[...document.querySelectorAll('nav a')].every(a => document.getElementById(a.hash.slice(1)))")
+        == "true"
+    )
+    assert asked(page, "document.documentElement.scrollWidth <= innerWidth", width=500) == "true"
+    from matplotlib.image import imread
+
+    pixels = imread(drawn(page, tmp_path / "x.png"), format="png")
+    white = (pixels[:, :, :3] > 0.99).all(axis=2).mean()
+    assert 0.2 < white < 0.97
