@@ -15,26 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from int8_tables import RESULTS, int8, load, table
+
 # max |difference| of gamma-export, in score units (design.md section 2); a test compares them with the code's
 GATES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 2e-2, "int8": 2e-2, "fp8": 2e-2}
 ROOT = Path(__file__).parent.parent
 ROWS_SHOWN = 6
-RESULTS = ROOT / "benchmarks" / "results"
-
-
-def _load(pattern: str) -> dict[str, Any] | None:
-    files = sorted(RESULTS.glob(pattern))
-    return json.loads(files[0].read_text()) if files else None
-
-
-def _table(titles: list[str], rows: list[list[str]]) -> str:
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fidelity() -> str:
     """Parity, then the negative controls."""
-    result = _load("fidelity.json")
+    result = load("fidelity.json")
     if result is None:
         return "not measured"
     parity = [
@@ -61,10 +52,10 @@ def fidelity() -> str:
     spread = f"{min(result['score_std_by_scene']):.2f} to {max(result['score_std_by_scene']):.2f}"
     return "\n\n".join(
         [
-            _table(["graph", "backend", "max abs difference", "of the scores' std", "limit"], parity),
+            table(["graph", "backend", "max abs difference", "of the scores' std", "limit"], parity),
             f"{result['photos']} photos, one crop each; standard deviation of the scores {spread} by scene. "
             f"Scene graphs against the joint graph, fp32: {result['scene_graphs_against_joint_fp32']:.0e}.",
-            _table(
+            table(
                 ["broken on purpose", "precision", "max abs difference", "limit", "caught", "by the default gate"],
                 controls,
             ),
@@ -76,7 +67,7 @@ def fidelity() -> str:
 
 def export_cost() -> str:
     """Seconds, memory and bytes of a full-size export."""
-    result = _load("export_full-*.json")
+    result = load("export_full-*.json")
     if result is None:
         return "not measured"
     machine = result["machine"]
@@ -90,13 +81,13 @@ def export_cost() -> str:
         f"{machine['cores']} cores, {len(result['rounds'])} rounds, "
         f"{min(r['seconds'] for r in result['rounds']):.0f} to "
         f"{max(r['seconds'] for r in result['rounds']):.0f} s):{doubt}\n\n"
-        + _table(["goal", "measured", "goal is"], rows)
+        + table(["goal", "measured", "goal is"], rows)
     )
 
 
 def eager() -> str:
     """Eager PyTorch in the authors' way against the fp32 graph."""
-    result = _load("eager_vs_graph-*.json")
+    result = load("eager_vs_graph-*.json")
     if result is None:
         return "not measured"
     machine = result["machine"]
@@ -113,7 +104,7 @@ def eager() -> str:
     return (
         f"One 512x384 photo, ten crops, crops to score ({machine['cpu']}, {machine['cores']} cores; each contender in "
         f"a process of its own, medians of {len(result['rounds'])} interleaved rounds):{doubt}\n\n"
-        + _table(["contender", "median", "times as fast (range over rounds)", "score difference"], rows)
+        + table(["contender", "median", "times as fast (range over rounds)", "score difference"], rows)
     )
 
 
@@ -144,13 +135,13 @@ def overlap() -> str:
         f"`score_many` of JPEG photos of 1 to 4 megapixels, five crops, fp32, {results[0]['backend']} "
         f"({machine['cpu']}, {machine['cores']} cores; each contender in a process of its own, medians of interleaved "
         f"rounds):{doubts}\n\n"
-        + _table(["model", "decoding and inference", "images/s", "times as fast (range)", "same scores"], rows)
+        + table(["model", "decoding and inference", "images/s", "times as fast (range)", "same scores"], rows)
     )
 
 
 def training() -> str:
     """Steps of training in the authors' way and in ours."""
-    result = _load("train_throughput-*.json")
+    result = load("train_throughput-*.json")
     if result is None:
         return "not measured"
     machine, names = result["machine"], {"authors": "text for each photo at 77 tokens, the authors' way"}
@@ -164,8 +155,8 @@ def training() -> str:
         f"A step of {result['batch']} photos, full size, fp32 ({machine['cpu']}, {machine['cores']} cores; each in a "
         f"process of its own, medians of {len(result['rounds'])} interleaved rounds; losses within "
         f"{result['loss_difference']:.0e} of each other):{doubt}\n\n"
-        + _table(["way of training", "seconds a step", "times as fast"], rows)
-        + scaling(_load("train_scaling-*.json"))
+        + table(["way of training", "seconds a step", "times as fast"], rows)
+        + scaling(load("train_scaling-*.json"))
     )
 
 
@@ -181,7 +172,7 @@ def scaling(result: dict[str, Any] | None) -> str:
         f"and on one ({machine['cpu']}, {machine['cores']} cores; medians of {len(result['rounds'])} interleaved "
         f"rounds; losses within {result['loss_difference']:.0e} of each other; exchanging gradients takes "
         f"{result['exchange_share']:.0%} of a step):{doubt}\n\n"
-        + _table(["processes and threads", "seconds a step", "times as fast"], rows)
+        + table(["processes and threads", "seconds a step", "times as fast"], rows)
     )
 
 
@@ -203,7 +194,7 @@ def demo() -> str:
 
 def accuracy(name: str) -> str:
     """Correlation with the labels of the test photos: in PyTorch, and after export."""
-    result = _load(f"accuracy-{name}.json")
+    result = load(f"accuracy-{name}.json")
     if result is None:
         return "not measured"
     titles = ["set", "photos", "scored by", "SRCC (95 %)", "PLCC", "KRCC", "RMSE"]
@@ -219,12 +210,12 @@ def accuracy(name: str) -> str:
         for source, found in result["sources"].items()
         for row in found["sets"]
     ]
-    return _table(titles, rows)
+    return table(titles, rows)
 
 
 def distortions() -> str:
     """The demo checkpoint, kind by kind."""
-    result = _load("accuracy-demo.json")
+    result = load("accuracy-demo.json")
     if result is None:
         return "not measured"
     rows = [
@@ -239,13 +230,13 @@ def distortions() -> str:
     ]
     titles = ["distortion", "SRCC within it", "mean score, level 1 to 5", "falls", "photos whose scores fall"]
     falls = sum(row["mean_falls"] for row in result["sources"]["pytorch"]["distortions"])
-    table = _table(titles, rows)
-    return f"{table}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
+    shown = table(titles, rows)
+    return f"{shown}\n\nThe mean score falls over all five levels for {falls} of {len(rows)} distortions."
 
 
 def study() -> str:
     """How well the study checkpoint judges, beside what is simpler, and what its experts do."""
-    result = _load("study.json")
+    result = load("study.json")
     if result is None:
         return "not measured"
     name, test = "biq2021", {part: found["test"] for part, found in result["parts"].items()}
@@ -266,128 +257,7 @@ def study() -> str:
     ]
     photos = test["run"][name]["photos"]
     titles = ["block", "scale", "entropy of the gates", "experts' difference", "share of the block's output"]
-    return f"{_table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{_table(titles, blocks)}"
-
-
-def int8() -> str:
-    """INT8 on photos that the calibration never saw, ours and the naive recipe; speed and size; the scale's place."""
-    files = sorted(RESULTS.glob("int8-*.json"))
-    if not files:
-        return "not measured"
-    results = [json.loads(path.read_text()) for path in files]
-    scores = [row for result in results for row in _int8_rows(result)]
-    goals = [
-        [
-            f"{result['name']}: {goal['what']}".replace("|", ""),
-            f"{goal['measured']:.4g} {goal['unit']}".strip(),
-            f"{goal['limit']:g}",
-            "met" if goal["met"] else "NOT met",
-        ]
-        for result in results
-        for goal in result["goals"]
-    ]
-    doubts = [
-        f"**The times of {r['name']} are not valid**: {'; '.join(r['doubts'])}; its scores do not depend on them."
-        for r in results
-        if r["doubts"]
-    ]
-    machine = results[0]["machine"]
-    about = "; ".join(
-        f"{r['name']}: {r['checkpoint']}, {r['photos']} photos, calibrated by {r['calibration']['method']} on "
-        f"{r['calibration']['images']} others, {r['int8_share']:.0%} of the multiply-adds in int8"
-        for r in results
-    )
-    titles = ["checkpoint", "recipe", "mean shift", "largest", "99 %", "SRCC against fp32"]
-    return "\n\n".join(
-        [
-            f"{machine['cpu']}, {machine['cores']} cores; scores of whole photos, worst scene. {about}. "
-            + _missing(results),
-            *doubts,
-            _table(titles, scores),
-            _table(["goal", "measured", "limit", ""], goals),
-            _scales(),
-            *_experts_in_int4(),
-            *_calibration_memory(),
-        ]
-    )
-
-
-def _missing(results: list[dict[str, Any]]) -> str:
-    names = {result["name"] for result in results}
-    return "" if "study" in names else "The study checkpoint's rows are empty: it was not made where these were."
-
-
-def _int8_rows(result: dict[str, Any]) -> list[list[str]]:
-    naive = ("all operators, per tensor, min and max, on onnxruntime", result["naive"])
-    return [
-        [
-            result["name"],
-            what,
-            f"{max(row['mean_abs'] for row in rows):.4f}",
-            f"{max(row['max_abs'] for row in rows):.3f}",
-            f"{max(row['p99_abs'] for row in rows):.3f}",
-            f"{min(row['srcc'] for row in rows):.4f}",
-        ]
-        for what, rows in [*((f"ours, on {name}", rows) for name, rows in result["int8"].items()), naive]
-    ]
-
-
-def _experts_in_int4() -> list[str]:
-    """Adaptive experts with weights in 4 bits beside the same recipe in 8: the worst scene, and both libraries."""
-    results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("int4-*.json"))]
-    rows = [
-        [
-            result["name"],
-            f"{kind}, {result['weights_bytes'][kind] / 1e6:.1f} MB",
-            *(
-                f"{max(row['mean_abs'] for row in rows):.4f}, largest {max(row['max_abs'] for row in rows):.3f}"
-                for rows in result["scores"][kind].values()
-            ),
-            *(f"{times['fp32'] / times[kind]:.2f} times" for times in result["milliseconds"].values()),
-        ]
-        for result in results
-        for kind in ("int8", "int4")
-    ]
-    doubts = [
-        f"**The times of {r['name']} with int4 are not valid**: {'; '.join(r['doubts'])}."
-        for r in results
-        if r["doubts"]
-    ]
-    backends = list(results[0]["scores"]) if results else []
-    titles = ["checkpoint", "adaptive experts", *(f"mean shift, {name}" for name in backends)]
-    titles += [f"speed against fp32, {name}" for name in backends]
-    return ["The experiment with 4 bits:", *doubts, _table(titles, rows)] if rows else []
-
-
-def _calibration_memory() -> list[str]:
-    """Peak memory of a whole export at full size, by the photos that calibrated it."""
-    found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("calib_memory-*.json"))]
-    peaks = [f"{row['peak_bytes'] / 1e9:.2f} GB with {row['photos']} photos" for r in found for row in r["rounds"]]
-    text = "Peak memory of `gamma-export --precision int8` at full size (`python benchmarks/calib_memory.py`): "
-    return [f"{text}{', '.join(peaks)}."] if peaks else []
-
-
-def _scales() -> str:
-    """The second product of a MoAE block in three ways; worst block of each."""
-    result = _load("int8_scale.json")
-    if result is None:
-        return "not measured"
-    ways = list(next(iter(result["blocks"].values())))
-    rows = [
-        [
-            way,
-            f"{min(found[way]['error'] for found in result['blocks'].values()):.0%} to "
-            f"{max(found[way]['error'] for found in result['blocks'].values()):.0%}",
-            f"{max(found[way]['activations_at_0'] for found in result['blocks'].values()):.1%}",
-            str(min(found[way]["largest_weight_code"] for found in result["blocks"].values())),
-        ]
-        for way in ways
-    ]
-    titles = ["scale of the adaptive experts", "error of their output", "activations at code 0", "largest weight code"]
-    return (
-        f"A MoAE block's second product with a scale of {result['scale']}, full size, {result['checkpoint']}:\n\n"
-        + (_table(titles, rows))
-    )
+    return f"{table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{table(titles, blocks)}"
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
