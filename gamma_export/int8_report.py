@@ -34,9 +34,7 @@ def int8_text(int8: Int8Graphs, published: bool) -> str:
         f"of the multiply-adds; ranges by {recipe.method} from {recipe.images} photos; weights: {sizes}"
     ]
     if recipe.int4:
-        lines.append(
-            f"{len(recipe.int4)} groups with weights in 4 bits and activations in floating point: an experiment"
-        )
+        lines.append(f"{len(recipe.int4)} groups with weights in 4 bits, their activations float: an experiment")
     if recipe.kept:
         more = f" and {len(recipe.kept) - _LISTED} more" if len(recipe.kept) > _LISTED else ""
         lines.append(

@@ -59,6 +59,8 @@ def export_command(options: ExportCommand) -> int:
     if not report.published:
         log(f"error: gate not met; nothing was published, {report.bundle} is as it was")
         log("hint: --precision fp32 or bf16, or look at the rows marked FAIL")
+        if any(not row.passed for row in report.labels):
+            log("hint: few labelled photos say little: see the drop's interval; more photos, or --gate-srcc")
         return EXIT_GATE
     if not options.quiet:
         log(f"next: gamma-run {quoted(target)} PHOTOS")

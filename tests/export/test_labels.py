@@ -98,7 +98,9 @@ def test_a_drop_stops_the_publication(tmp_path: Path, capsys: pytest.CaptureFixt
     flags = dict(checkpoint=tiny_export.checkpoint(), out=tmp_path / "x.gamma", crops="centre", native=True)
     flags |= {"photos": tiny_export.photos(), "scene": (SCENE,), "precision": ("bf16",), "labels": file}
     assert export_command(ExportCommand(**flags, json=True, gate_srcc=1e-4)) == EXIT_GATE  # type: ignore[arg-type]
-    report = json.loads(capsys.readouterr().out)
+    told = capsys.readouterr()
+    assert "few labelled photos say little" in told.err
+    report = json.loads(told.out)
     assert not (tmp_path / "x.gamma").exists()
     assert all(row["passed"] for row in report["parity"])
     (row,) = report["labels"]
