@@ -1,0 +1,63 @@
+// From a bundle and an encoded image to a score.
+#pragma once
+
+#include <array>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gamma/backend.h"
+#include "gamma/bundle.h"
+#include "gamma/image.h"
+
+namespace gamma_edge {
+
+/// What an image scores in a scene; higher is better.
+struct Score {
+    std::string scene;
+    double value = 0;                 ///< mean over the crops, in the checkpoint's own range
+    std::array<double, 2> range{};    ///< lowest and highest
+    std::vector<double> crop_scores;  ///< in the contract's order
+    double crop_std = 0;              ///< their population standard deviation
+    int width = 0, height = 0;        ///< pixels that the crops were cut from
+    std::vector<std::string> flags;   ///< the checkpoint's label, alpha, grey, enlarged …
+    std::string backend, bundle;      ///< library; SHA-256 of the bundle's manifest
+};
+
+struct ScorerOptions {
+    std::string scene;      ///< empty: the bundle's default
+    std::string precision;  ///< empty: the bundle's first
+    int threads = 0;        ///< 0: the library's choice
+    std::string small;      ///< refuse, resize or pad images under 224 pixels; empty: the contract's own rule
+    bool strict = false;    ///< refuse files with several pictures
+
+    /// A bundle's contract with these changes. Throws Error (usage): no such rule.
+    Contract contract_of(const Bundle& bundle) const;
+};
+
+/// One scene of a bundle, ready to score. Not to be used by two threads at once.
+class Scorer {
+public:
+    /// Throws Error: the bundle, its graph or the library cannot be used.
+    explicit Scorer(const std::string& bundle, const ScorerOptions& options = {});
+
+    /// Throws Error: input (the image cannot be used), gate (a score is not finite), environment.
+    Score score_file(const std::string& path);
+    Score score(View encoded, const std::string& where);
+    Score score(const Pixels& pixels, const std::string& where);
+
+    const Bundle& bundle() const { return bundle_; }
+    const std::string& scene() const { return scene_; }
+
+private:
+    Score scored(const Prepared& prepared);
+
+    Bundle bundle_;
+    Contract contract_;
+    std::string scene_;
+    const GraphEntry* entry_;
+    std::size_t column_ = 0;  // of the scene in the graph's last dimension
+    std::unique_ptr<Backend> backend_;
+};
+
+}  // namespace gamma_edge
