@@ -116,7 +116,10 @@ def write_graph(
 
 
 def write_eight_bits(folder: Path, subject: Subject, kind: str) -> Path:
-    """The graph for TensorRT with every group in int8 or fp8, ranges from the peaks on the subject's own crops."""
+    """The graph for TensorRT with every group in int8 or fp8, ranges from the peaks on the subject's own crops.
+
+    ``kind`` int4: int8, with the adaptive experts' weights in 4 bits.
+    """
     names = {p: write_graph(folder, subject.model, subject.text, p, "decomposed") for p in ("fp32", "fp16")}
     models = {p: onnx.load(path, load_external_data=False) for p, path in names.items()}
     products = [product for product in find_products(models["fp32"]) if product.by_default]
@@ -140,7 +143,9 @@ def write_eight_bits(folder: Path, subject: Subject, kind: str) -> Path:
     tower = subject.model.dims.vision
     home = "clip_model.visual.transformer.resblocks.{}.mlp.scale"
     scales = {f"blocks.{i}": float(state[home.format(i)]) for i in range(tower.first_moae, tower.layers)}
-    source, recipe = Source(models["fp32"], folder, scales), Recipe(frozenset(groups), ranges, kind)
+    four = frozenset(group for group in groups if kind == "int4" and "/moae/adaptive_" in group)
+    recipe = Recipe(frozenset(groups), ranges, "int8" if four else kind, int4=four)
+    source = Source(models["fp32"], folder, scales)
     weights = write_external(folder, f"weights-{kind}", packed(models["fp16"], source, recipe))
     path = folder / f"joint-{kind}.onnx"
     path.write_bytes(place(models["fp16"], source, recipe, weights, "fp16").SerializeToString())

@@ -37,6 +37,7 @@ TYPES: dict[int, torch.dtype] = {
     onnx.TensorProto.BFLOAT16: torch.bfloat16,
     onnx.TensorProto.INT8: torch.int8,
     onnx.TensorProto.FLOAT8E4M3FN: torch.float8_e4m3fn,
+    onnx.TensorProto.INT4: torch.int8,  # unpacked
 }
 EIGHT_BITS = frozenset(["DequantizeLinear", "Max", "QuantizeLinear"])
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -83,9 +84,13 @@ def _quantize(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return steps.to(zero.dtype)
 
 
-def _dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1) -> Tensor:
-    """In the scale's type; a scale for each column, or one for all."""
-    if axis != 1 or scale.ndim > 1:
+def _dequantize(
+    codes: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0
+) -> Tensor:
+    """In the scale's type; a scale for each column, or one for all, or one for each block of rows of a column."""
+    if block_size and axis == 0 and scale.ndim == 2:
+        scale = scale.repeat_interleave(block_size, dim=0)
+    elif axis != 1 or scale.ndim > 1:
         raise InputError(f"DequantizeLinear over axis {axis}, scale of {scale.ndim} dimensions")
     return codes.to(scale.dtype) * scale
 
@@ -204,6 +209,8 @@ class Interpreter:
         if tensor.data_type not in TYPES or not tensor.raw_data:
             raise InputError(f"{tensor.name}: a weight of type {tensor.data_type} that is not raw bytes")
         flat = torch.frombuffer(bytearray(tensor.raw_data), dtype=TYPES[tensor.data_type])
+        if tensor.data_type == onnx.TensorProto.INT4:  # two in a byte, the first one low; the shifts keep the sign
+            flat = torch.stack([flat << 4 >> 4, flat >> 4], dim=1).reshape(-1)[: math.prod(tensor.dims)]
         value = flat.reshape(tuple(tensor.dims))
         return value if value.dtype == torch.int64 else value.to(self.device)
 

@@ -66,7 +66,7 @@ def test_interpreted_graph(
     judge(measured, subject.scores, found, GATES[precision])
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])
 def test_interpreted_8_bit_graph(
     subject: Subject, cuda: torch.device, measured: Measured, tmp_path: Path, kind: str
 ) -> None:

@@ -103,7 +103,7 @@ def test_rounded_at_every_node_the_scores_are_within_the_gate(
     assert max_difference(subject.scores, found) <= GATES[precision]
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", "fp8", "int4"])
 def test_8_bits_err_as_a_library_emulates_them(subject: Subject, tmp_path: Path, kind: str) -> None:
     """The form for TensorRT with every group in 8 bits (nothing was searched), each node in its own type."""
     from gamma_runtime.backends import create
@@ -114,7 +114,7 @@ def test_8_bits_err_as_a_library_emulates_them(subject: Subject, tmp_path: Path,
     found = subject.scored_by(
         lambda crops: interpreter.run(crops, lambda _, value: seen.add(value.dtype))["crop_scores"]
     )
-    codes = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}[kind]
+    codes = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "int4": torch.int8}[kind]
     assert seen == {torch.float32, torch.float16, codes}
     with create("openvino", path, threads=1) as backend:
         emulated = subject.scored_by(lambda crops: backend.infer(crops).crop_scores)
