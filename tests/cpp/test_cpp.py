@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -80,8 +82,6 @@ def made(folder: Path) -> Iterator[Path]:
 
 
 def python_crops(path: Path, bundle: Bundle, scene: str, small: str) -> bytes | GammaError:
-    import dataclasses
-
     contract = dataclasses.replace(bundle.contract(), small=small)
     try:
         return prepare(path, contract, scene).crops.tobytes()
@@ -194,6 +194,24 @@ def test_scores_of_a_real_graph(tools: Path, tmp_path: Path) -> None:
                         assert row[key] == wanted[key], key
 
 
+def test_scores_in_8_and_4_bits(tools: Path, tmp_path: Path) -> None:
+    """The form for CPUs is taken, and gives what Python gets from it."""
+    from gamma_export.exporter import export
+
+    calibration = tmp_path / "calibration"
+    calibration.mkdir()
+    for photo in packaged_photos()[2:]:
+        (calibration / photo.name).write_bytes(photo.read_bytes())
+    options = tiny_export.options(precision=("int8",), calib=(calibration,), calib_min=8, calib_method="max")
+    options = dataclasses.replace(options, experts="int4", skip_speed=True, gate=0.5)
+    assert export(tiny_export.checkpoint(), tmp_path / "x.gamma", options).published
+    photos = packaged_photos()[:3]
+    done = run(tools, "gamma-run-cpp", tmp_path / "x.gamma", *photos, "--threads", "1", "--json")
+    with gamma_runtime.load(tmp_path / "x.gamma", backend="openvino", threads=1) as scorer:
+        wanted = [scorer.score(photo).value for photo in photos]
+    assert [json.loads(line)["score"] for line in done.stdout.splitlines()] == pytest.approx(wanted, abs=1e-6)
+
+
 BY_HAND = [Tiny(crop="cover", batch=(1, 2, 4)), Tiny(batch=(2, 2, 2)), Tiny(own=False), Tiny(precision="fp16")]
 
 
@@ -245,6 +263,7 @@ def test_a_bad_image_does_not_stop_the_others(tools: Path, bundle: Bundle, tmp_p
         (("nowhere.gamma", "a.jpg"), 3, "no such bundle folder"),
         (("--surprise",), 2, "unknown flag --surprise"),
         (("a", "b", "--threads", "none"), 2, "--threads none"),
+        (("a", "b", "--threads", "2x"), 2, "--threads 2x"),
         (("a", "b", "--scene"), 2, "--scene needs a value"),
     ],
 )
@@ -321,6 +340,36 @@ def test_changed_files_are_never_read(tools: Path, tmp_path: Path) -> None:
     content = (folder / MANIFEST).read_bytes()
     (folder / MANIFEST).write_bytes(content.replace(b'"created"', b'"Created"', 1))
     assert refused(tools, folder) == 4
+
+
+EDITS: dict[str, tuple[int, Callable[[onnx.ModelProto], object]]] = {
+    "another file": (4, lambda model: _entry(model, "location", "/etc/passwd")),
+    "past the end": (4, lambda model: _entry(model, "offset", str(10**9))),
+    "no number": (4, lambda model: _entry(model, "offset", "-5")),
+    "length": (4, lambda model: _entry(model, "length", "3")),
+    "custom operator": (3, lambda model: setattr(model.graph.node[0], "domain", "evil")),
+    "operator set": (3, lambda model: model.opset_import.add(domain="evil", version=1)),
+    "another output": (3, lambda model: setattr(model.graph.output[0], "name", "scores")),
+}
+
+
+def _entry(model: onnx.ModelProto, key: str, value: str) -> None:
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == key:
+                entry.value = value
+                return
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_graph_that_the_manifest_vouches_for(tools: Path, tmp_path: Path, name: str) -> None:
+    bundle = tiny_export.copy(tmp_path / "b.gamma", precision="fp32")
+    code, edit = EDITS[name]
+    for entry in tiny_export.manifest(bundle)["graphs"]:
+        model = onnx.load(bundle / entry["onnx"], load_external_data=False)
+        edit(model)
+        tiny_export.vouch(bundle, entry["onnx"], model.SerializeToString())
+    assert refused(tools, bundle) == code
 
 
 def test_under_the_sanitizers(bundle: Bundle, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@
 
 #include "gamma/error.h"
 #include "manifest.h"
+#include "onnx_scan.h"
 
 namespace gamma_edge {
 
@@ -237,7 +238,10 @@ std::string Bundle::file(const std::string& name) const {
 
 std::string Bundle::graph_file(const GraphEntry& graph) const {
     file(graph.weights);
-    return file(graph.onnx);
+    const std::string path = file(graph.onnx);
+    const auto named = [&](const FileEntry& entry) { return entry.name == graph.weights; };
+    check_graph_file(path, graph.weights, std::find_if(files_.begin(), files_.end(), named)->size);
+    return path;
 }
 
 const GraphEntry& Bundle::graph(const std::string& scene, const std::string& precision) const {

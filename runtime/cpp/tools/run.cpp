@@ -54,7 +54,8 @@ Options parse(int count, char** words) {
             options.dump = value();
         else if (word == "--threads") {
             const std::string text = value();
-            options.scorer.threads = std::atoi(text.c_str());
+            const bool digits = !text.empty() && text.size() <= 4 && text.find_first_not_of("0123456789") == text.npos;
+            options.scorer.threads = digits ? std::stoi(text) : 0;
             if (options.scorer.threads < 1)
                 throw Error(Exit::usage, "--threads " + text + " is not a number from 1 on");
         } else if (word.size() > 1 && word[0] == '-')
