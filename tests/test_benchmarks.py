@@ -48,6 +48,7 @@ def _run(script: str, work: Path, *more: str) -> tuple[str, dict[str, Any]]:
     return done.stdout, result
 
 
+@pytest.mark.long
 def test_export_full(work: Path) -> None:
     output, result = _run("export_full", work)
     [one] = result["rounds"]

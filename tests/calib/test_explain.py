@@ -217,6 +217,7 @@ def test_what_was_kept_back(bundle: Bundle, record: Record, tmp_path: Path) -> N
     assert found.weights[-3].groups == ("blocks.1/moae/shared_in",)
 
 
+@pytest.mark.long
 def test_the_graph_of_a_recipe_that_keeps_half_of_the_experts(bundle: Bundle, tmp_path: Path) -> None:
     """Exported so, its products are spelled apart."""
     quantisation = bundle.manifest.quantisation

@@ -147,6 +147,7 @@ def test_the_recipe_replays_exactly(exported: tuple[ExportReport, Bundle], tmp_p
     assert not (tmp_path / "y.calib").exists()
 
 
+@pytest.mark.long
 def test_experts_with_weights_in_4_bits(calibration_photos: Path, tmp_path: Path) -> None:
     """An experiment: smaller, compiled by TensorRT-RTX, scored by every backend, replayed byte for byte."""
     pytest.importorskip("tensorrt_rtx")
