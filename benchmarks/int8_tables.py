@@ -105,7 +105,7 @@ def _experts_in_int4() -> list[str]:
         for r in results
         if r["doubts"]
     ]
-    backends = list(results[0]["scores"]) if results else []
+    backends = list(results[0]["milliseconds"]) if results else []
     titles = ["checkpoint", "adaptive experts", *(f"mean shift, {name}" for name in backends)]
     titles += [f"speed against fp32, {name}" for name in backends]
     return ["The experiment with 4 bits:", *doubts, table(titles, rows)] if rows else []
