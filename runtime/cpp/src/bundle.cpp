@@ -112,7 +112,11 @@ private:
         entry.onnx = object.file_name("onnx");
         entry.weights = object.file_name("weights");
         object.named("moae", {"exact"});
-        for (const char* key : {"int8_share", "opset", "inputs", "outputs"}) object.skip(key);
+        for (const char* key : {"opset", "inputs", "outputs"}) object.skip(key);
+        if (const json* share = object.find("int8_share")) {
+            if (!share->is_number() || *share < 0 || *share > 1) object.fail("int8_share is not 0 to 1");
+            entry.int8_share = share->get<double>();
+        }
         for (const json& scene : object.list("scenes")) {
             if (!scene.is_string() || !is_scene(scene.get<std::string>())) object.fail("a scene is not a name");
             entry.scenes.push_back(scene.get<std::string>());
@@ -221,26 +225,29 @@ Bundle Bundle::open(const std::string& folder) {
     return bundle;
 }
 
+const FileEntry& Bundle::entry(const std::string& name) const {
+    const auto found = std::find_if(files_.begin(), files_.end(), [&](const FileEntry& f) { return f.name == name; });
+    if (found == files_.end()) throw integrity_error(folder_ + "/" + name + ": the manifest does not name this file");
+    return *found;
+}
+
 std::string Bundle::file(const std::string& name) const {
-    const auto entry =
-        std::find_if(files_.begin(), files_.end(), [&](const FileEntry& file) { return file.name == name; });
+    const FileEntry& wanted = entry(name);
     const std::string path = folder_ + "/" + name;
-    if (entry == files_.end()) throw integrity_error(path + ": the manifest does not name this file");
-    const auto [size, found] = hash_plain(path, entry->size);
-    if (size != entry->size)
+    const auto [size, found] = hash_plain(path, wanted.size);
+    if (size != wanted.size)
         throw integrity_error(path + ": " + std::to_string(size) + " bytes, the manifest says " +
-                              std::to_string(entry->size));
-    if (found != entry->sha256)
+                              std::to_string(wanted.size));
+    if (found != wanted.sha256)
         throw integrity_error(path + ": sha256 " + found.substr(0, 12) + "… does not match the manifest's " +
-                              entry->sha256.substr(0, 12) + "…");
+                              wanted.sha256.substr(0, 12) + "…");
     return path;
 }
 
 std::string Bundle::graph_file(const GraphEntry& graph) const {
     file(graph.weights);
     const std::string path = file(graph.onnx);
-    const auto named = [&](const FileEntry& entry) { return entry.name == graph.weights; };
-    check_graph_file(path, graph.weights, std::find_if(files_.begin(), files_.end(), named)->size);
+    check_graph_file(path, graph.weights, entry(graph.weights).size);
     return path;
 }
 

@@ -103,7 +103,7 @@ Pixels mirrored(const Pixels& pixels, Size to) {
     return made;
 }
 
-Prepared cut(const Pixels& pixels, const CropPolicy& policy, std::vector<std::string> flags) {
+Prepared cut(Pixels pixels, const CropPolicy& policy, std::vector<std::string> flags) {
     Prepared prepared;
     prepared.width = pixels.width;
     prepared.height = pixels.height;
@@ -117,6 +117,7 @@ Prepared cut(const Pixels& pixels, const CropPolicy& policy, std::vector<std::st
                                  static_cast<std::size_t>(left));
             prepared.crops.insert(prepared.crops.end(), &pixels.rgb[at], &pixels.rgb[at] + 3 * kCrop);
         }
+    if (policy.frame()) prepared.frame = std::move(pixels.rgb);
     return prepared;
 }
 
@@ -128,7 +129,7 @@ Prepared carried_out(Pixels pixels, std::vector<std::string> flags, const Plan& 
         pixels = pad ? mirrored(pixels, plan.final) : resized(pixels, plan.final, cv::INTER_LINEAR);
         flags.emplace_back(pad ? "padded" : "enlarged");
     }
-    return cut(pixels, contract.crop, std::move(flags));
+    return cut(std::move(pixels), contract.crop, std::move(flags));
 }
 
 }  // namespace

@@ -1,8 +1,8 @@
 #include <openvino/openvino.hpp>
 
 #include "gamma/backend.h"
-#include "gamma/contract.h"
 #include "gamma/error.h"
+#include "graph_io.h"
 
 namespace gamma_edge {
 namespace {
@@ -16,7 +16,11 @@ std::string shortened(const std::exception& error) {
     return text.substr(0, 300);
 }
 
-class OpenVino : public Backend {
+std::string type_of(const ov::element::Type& type) {
+    return type == ov::element::u8 ? "uint8" : type == ov::element::f32 ? "float32" : type.get_type_name();
+}
+
+class OpenVino final : public Backend {
 public:
     OpenVino(const std::string& graph, int threads) : Backend(graph) {
         ov::AnyMap config{ov::hint::inference_precision(ov::element::f32),
@@ -26,26 +30,32 @@ public:
             config.insert(ov::hint::enable_cpu_pinning(false));  // two processes would be pinned to the same ones
         }
         try {
-            compiled_ = core_.compile_model(graph, kDevice, config);
+            compiled_ = ov::Core().compile_model(graph, kDevice, config);
             if (compiled_.get_property(ov::hint::inference_precision) != ov::element::f32)
                 throw Error(Exit::environment, graph + ": OpenVINO did not compile for f32");
-            io_ = read_io();
+            io_ = read_io(graph, tensors());
             request_ = compiled_.create_infer_request();
         } catch (const ov::Exception& error) {
             throw input_error(graph + ": OpenVINO refuses it (" + shortened(error) + ")");
         }
     }
 
+    std::unique_ptr<Backend> another() const override {
+        return std::unique_ptr<Backend>(new OpenVino(graph_, io_, compiled_));
+    }
+
     std::string name() const override { return "openvino"; }
     std::string version() const override { return ov::get_openvino_version().buildNumber; }
 
 protected:
-    Outputs run(const std::uint8_t* crops, int batch) override {
-        const auto n = static_cast<std::size_t>(batch), c = static_cast<std::size_t>(io_.crops);
+    Outputs run(const std::uint8_t* images, int batch, bool on_device) override {
+        if (on_device) throw Error(Exit::usage, graph_ + ": OpenVINO computes on the CPU; the image lies on the GPU");
+        ov::Shape shape = io_.image_shape();
+        shape.insert(shape.begin(), static_cast<std::size_t>(batch));
         try {
             // The library only reads the tensor, but takes no constant memory.
-            const ov::Tensor input(ov::element::u8, {n, c, kCrop, kCrop, 3}, const_cast<std::uint8_t*>(crops));
-            request_.set_tensor("crops", input);
+            const ov::Tensor input(ov::element::u8, shape, const_cast<std::uint8_t*>(images));
+            request_.set_tensor(io_.input(), input);
             request_.infer();
             return {values(request_.get_tensor("score")), values(request_.get_tensor("crop_scores"))};
         } catch (const ov::Exception& error) {
@@ -54,34 +64,30 @@ protected:
     }
 
 private:
+    OpenVino(const std::string& graph, const GraphIO& io, const ov::CompiledModel& compiled)
+        : Backend(graph), compiled_(compiled) {
+        io_ = io;
+        request_ = compiled_.create_infer_request();
+    }
+
     static std::vector<float> values(const ov::Tensor& tensor) {
         const auto* data = tensor.data<const float>();
         return {data, data + tensor.get_size()};
     }
 
-    GraphIO read_io() const {
-        const auto input = compiled_.input("crops");
-        const auto score = compiled_.output("score"), crop_scores = compiled_.output("crop_scores");
-        const ov::PartialShape shape = input.get_partial_shape(), scores = crop_scores.get_partial_shape();
-        const bool typed = input.get_element_type() == ov::element::u8 &&
-                           score.get_element_type() == ov::element::f32 &&
-                           crop_scores.get_element_type() == ov::element::f32;
-        const auto is = [&](std::size_t axis, std::int64_t size) {
-            return shape[axis].is_static() && shape[axis].get_length() == size;
+    std::vector<GraphTensor> tensors() const {
+        std::vector<GraphTensor> found;
+        const auto add = [&](const ov::Output<const ov::Node>& port, bool is_input) {
+            GraphTensor tensor{port.get_any_name(), is_input, type_of(port.get_element_type()), {}};
+            for (const ov::Dimension& side : port.get_partial_shape())
+                tensor.shape.push_back(side.is_static() ? side.get_length() : -1);
+            found.push_back(std::move(tensor));
         };
-        const bool shaped = compiled_.inputs().size() == 1 && shape.rank() == 5 && shape[1].is_static() &&
-                            is(2, kCrop) && is(3, kCrop) && is(4, 3) && (scores.rank() == 2 || scores.rank() == 3);
-        if (!typed || !shaped)
-            throw input_error(graph_ + ": not a Gamma graph",
-                              "needed: crops uint8 [N, C, 224, 224, 3] to score and crop_scores float32");
-        GraphIO io;
-        if (shape[0].is_static()) io.batch = static_cast<int>(shape[0].get_length());
-        io.crops = static_cast<int>(shape[1].get_length());
-        if (scores.rank() == 3) io.scenes = static_cast<int>(scores[2].get_length());
-        return io;
+        for (const auto& port : compiled_.inputs()) add(port, true);
+        for (const auto& port : compiled_.outputs()) add(port, false);
+        return found;
     }
 
-    ov::Core core_;
     ov::CompiledModel compiled_;
     ov::InferRequest request_;
 };

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "engines.h"
 #include "gamma/error.h"
 
 namespace gamma_edge {
@@ -21,18 +22,52 @@ Scorer::Scorer(const std::string& bundle, const ScorerOptions& options)
     : bundle_(Bundle::open(bundle)),
       contract_(options.contract_of(bundle_)),
       scene_(options.scene.empty() ? bundle_.default_scene() : options.scene) {
-    if (contract_.crop.frame())
-        throw input_error(bundle + ": its graph takes camera frames; this runtime scores photos",
-                          "take another bundle");
-    entry_ = &bundle_.graph(scene_, options.precision);
-    const auto found = std::find(entry_->scenes.begin(), entry_->scenes.end(), scene_);
-    column_ = static_cast<std::size_t>(found - entry_->scenes.begin());
-    backend_ = open_openvino(bundle_.graph_file(*entry_), options.threads);
+    std::string backend = options.backend;
+    if (backend.empty() || backend == "auto")
+        backend = has_openvino() || engine_flavour().empty() ? "openvino" : engine_flavour();
+    if (backend == "openvino") {
+        entry_ = bundle_.graph(scene_, options.precision);
+        backend_ = open_openvino(bundle_.graph_file(entry_), options.threads);
+    } else if (backend == engine_flavour()) {
+        open_engine(options);
+    } else {
+        const bool known = backend == "tensorrt" || backend == "tensorrt-rtx";
+        throw Error(known ? Exit::environment : Exit::usage,
+                    known ? "this gamma_runtime was built without " + backend : "unknown backend " + backend,
+                    "one of openvino, tensorrt and tensorrt-rtx; this build has " +
+                        std::string(has_openvino() ? "openvino " : "") + engine_flavour());
+    }
+    const auto found = std::find(entry_.scenes.begin(), entry_.scenes.end(), scene_);
+    column_ = static_cast<std::size_t>(found - entry_.scenes.begin());
     const GraphIO& io = backend_->io();
-    const bool batch_fits = !io.batch || (*io.batch == entry_->batch[0] && *io.batch == entry_->batch[2]);
-    if (!batch_fits || io.crops != entry_->crops || io.crops != contract_.crop.crops() ||
-        static_cast<std::size_t>(io.scenes) != entry_->scenes.size())
-        throw integrity_error(entry_->onnx + ": another graph than the manifest describes");
+    const bool batch_fits = !io.batch || (*io.batch == entry_.batch[0] && *io.batch == entry_.batch[2]);
+    const CropPolicy& crop = contract_.crop;
+    const bool frame_fits = io.width == crop.width && io.height == crop.height;
+    if (!batch_fits || !frame_fits || io.crops != entry_.crops || io.crops != crop.crops() ||
+        static_cast<std::size_t>(io.scenes) != entry_.scenes.size())
+        throw integrity_error(entry_.onnx + ": another graph than the manifest describes");
+}
+
+Scorer::Scorer(const Scorer& other, std::unique_ptr<Backend> backend)
+    : bundle_(other.bundle_),
+      contract_(other.contract_),
+      scene_(other.scene_),
+      entry_(other.entry_),
+      column_(other.column_),
+      backend_(std::move(backend)) {}
+
+Scorer Scorer::another() const { return Scorer(*this, backend_->another()); }
+
+/// The engine that fits this device, and the graph that it was built from.
+void Scorer::open_engine(const ScorerOptions& options) {
+    const Device device = this_device();  // before TensorRT sees a byte
+    const EngineEntry engine = fitting_engine(bundle_, options.engine_dir, device, scene_, options.precision);
+    for (const GraphEntry& graph : bundle_.graphs())
+        if (graph.name == engine.graph && bundle_.entry(graph.onnx).sha256 == engine.onnx_sha256) entry_ = graph;
+    entry_.batch = engine.batch;
+    const std::string folder = options.engine_dir.empty() ? bundle_.folder() : options.engine_dir;
+    backend_ = open_tensorrt(read_recorded(folder, {engine.file, engine.size, engine.sha256}),
+                             folder + "/" + engine.file, options.engines);
 }
 
 Score Scorer::score_file(const std::string& path) { return score(read_file(path, contract_.limits.max_bytes), path); }
@@ -47,30 +82,40 @@ Score Scorer::score(const Pixels& pixels, const std::string& where) {
 
 Score Scorer::scored(const Prepared& prepared) {
     const GraphIO& io = backend_->io();
+    const Bytes& source = io.width ? prepared.frame : prepared.crops;
     const auto each = static_cast<std::size_t>(io.crops), scenes = static_cast<std::size_t>(io.scenes);
-    const std::size_t image = each * kCrop * kCrop * 3;
-    const auto least = static_cast<std::size_t>(entry_->batch[0]), most = static_cast<std::size_t>(entry_->batch[2]);
-    const std::size_t total = prepared.crops.size() / image;  // one, or where crops vary one for each crop
-    Score score;
+    const std::size_t image = io.image_bytes();
+    const auto least = static_cast<std::size_t>(entry_.batch[0]), most = static_cast<std::size_t>(entry_.batch[2]);
+    const std::size_t total = source.size() / image;  // one, or where crops vary one for each crop
+    std::vector<double> crop_scores;
     float whole = 0;
     for (std::size_t start = 0; start < total; start += most) {
         const std::size_t real = std::min(most, total - start), batch = std::max(real, least);
-        Bytes crops(prepared.crops.begin() + static_cast<std::ptrdiff_t>(start * image),
-                    prepared.crops.begin() + static_cast<std::ptrdiff_t>((start + real) * image));
-        for (std::size_t i = real; i < batch; ++i)  // a short batch repeats its last image
-            crops.insert(crops.end(), prepared.crops.end() - static_cast<std::ptrdiff_t>(image), prepared.crops.end());
-        const Outputs outputs = backend_->infer(crops.data(), static_cast<int>(batch));
+        const std::uint8_t* images = source.data() + start * image;
+        Bytes filled;
+        if (real < batch) {  // a short batch repeats its last image
+            filled.assign(images, images + real * image);
+            while (filled.size() < batch * image)
+                filled.insert(filled.end(), source.end() - static_cast<std::ptrdiff_t>(image), source.end());
+            images = filled.data();
+        }
+        const Outputs outputs = backend_->infer(images, static_cast<int>(batch));
         whole = outputs.score[column_];
-        for (std::size_t i = 0; i < real * each; ++i)
-            score.crop_scores.push_back(outputs.crop_scores[i * scenes + column_]);
+        for (std::size_t i = 0; i < real * each; ++i) crop_scores.push_back(outputs.crop_scores[i * scenes + column_]);
     }
-    const double count = static_cast<double>(score.crop_scores.size());
-    const double mean = std::accumulate(score.crop_scores.begin(), score.crop_scores.end(), 0.0) / count;
+    return summary(prepared, whole, std::move(crop_scores));
+}
+
+Score Scorer::summary(const Prepared& prepared, double whole, std::vector<double> crop_scores) const {
+    const double count = static_cast<double>(crop_scores.size());
+    const double mean = std::accumulate(crop_scores.begin(), crop_scores.end(), 0.0) / count;
     double squares = 0;
-    for (double value : score.crop_scores) squares += (value - mean) * (value - mean);
+    for (const double value : crop_scores) squares += (value - mean) * (value - mean);
+    Score score;
     score.scene = scene_;
     score.value = contract_.crop.varies() ? static_cast<float>(mean) : whole;
     score.range = bundle_.range();
+    score.crop_scores = std::move(crop_scores);
     score.crop_std = std::sqrt(squares / count);
     score.width = prepared.width;
     score.height = prepared.height;

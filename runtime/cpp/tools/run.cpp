@@ -4,20 +4,20 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
-#include "gamma/error.h"
+#include "command.h"
 #include "gamma/scorer.h"
 
 namespace {
 
-using gamma_edge::Error;
-using gamma_edge::Exit;
-using gamma_edge::printable;
+using namespace gamma_edge;
 
 const char* const kUsage =
-    "gamma-run-cpp BUNDLE IMAGE... [--scene NAME] [--precision NAME] [--threads N]\n"
-    "              [--small refuse|resize|pad] [--strict] [--json] [--dump-crops FILE]\n"
+    "gamma-run-cpp BUNDLE IMAGE... [--scene NAME] [--backend NAME] [--precision NAME] [--threads N]\n"
+    "              [--small refuse|resize|pad] [--strict] [--engine-dir FOLDER] [--json] [--dump-crops FILE]\n"
     "\n"
-    "Scores images on the CPU with OpenVINO; higher is better.\n"
+    "Scores images; higher is better.\n"
+    "  --backend NAME     auto (OpenVINO where this build has it, else TensorRT), openvino, tensorrt or tensorrt-rtx\n"
+    "  --engine-dir FOLDER  where engines.json lies; left out, in the bundle\n"
     "  --small RULE       for images with a side under 224 pixels; without it the bundle's own rule\n"
     "  --strict           refuse files with more than one picture\n"
     "  --json             a JSON object a line, with the keys of gamma-run --json\n"
@@ -26,55 +26,46 @@ const char* const kUsage =
 struct Options {
     std::string bundle, dump;
     std::vector<std::string> images;
-    gamma_edge::ScorerOptions scorer;
+    ScorerOptions scorer;
     bool json = false, help = false;
 };
 
-Options parse(int count, char** words) {
+Options parse(Words words) {
     Options options;
-    for (int i = 1; i < count; ++i) {
-        const std::string word = words[i];
-        const auto value = [&]() -> std::string {
-            if (++i >= count) throw Error(Exit::usage, word + " needs a value");
-            return words[i];
-        };
-        if (word == "--help" || word == "-h")
+    ScorerOptions& scorer = options.scorer;
+    while (words.next()) {
+        if (words.is("--help") || words.is("-h"))
             options.help = true;
-        else if (word == "--json")
+        else if (words.is("--json"))
             options.json = true;
-        else if (word == "--strict")
-            options.scorer.strict = true;
-        else if (word == "--small")
-            options.scorer.small = value();
-        else if (word == "--scene")
-            options.scorer.scene = value();
-        else if (word == "--precision")
-            options.scorer.precision = value();
-        else if (word == "--dump-crops")
-            options.dump = value();
-        else if (word == "--threads") {
-            const std::string text = value();
-            const bool digits = !text.empty() && text.size() <= 4 && text.find_first_not_of("0123456789") == text.npos;
-            options.scorer.threads = digits ? std::stoi(text) : 0;
-            if (options.scorer.threads < 1)
-                throw Error(Exit::usage, "--threads " + text + " is not a number from 1 on");
-        } else if (word.size() > 1 && word[0] == '-')
-            throw Error(Exit::usage, "unknown flag " + word, "--help");
+        else if (words.is("--strict"))
+            scorer.strict = true;
+        else if (words.is("--small"))
+            scorer.small = words.value();
+        else if (words.is("--scene"))
+            scorer.scene = words.value();
+        else if (words.is("--backend"))
+            scorer.backend = words.value();
+        else if (words.is("--engine-dir"))
+            scorer.engine_dir = words.value();
+        else if (words.is("--precision"))
+            scorer.precision = words.value();
+        else if (words.is("--dump-crops"))
+            options.dump = words.value();
+        else if (words.is("--threads"))
+            scorer.threads = words.number(1);
+        else if (words.is_flag())
+            words.unknown();
         else if (options.bundle.empty())
-            options.bundle = word;
+            options.bundle = words.word();
         else
-            options.images.push_back(word);
+            options.images.push_back(words.word());
     }
     if (!options.help && options.images.empty()) throw Error(Exit::usage, "a bundle and at least one image", "--help");
     return options;
 }
 
-void complain(const Error& error) {
-    std::cerr << "error: " << printable(error.what()) << "\n";
-    if (!error.hint().empty()) std::cerr << "  hint: " << error.hint() << "\n";
-}
-
-nlohmann::ordered_json to_json(const std::string& path, const gamma_edge::Score& score) {
+nlohmann::ordered_json to_json(const std::string& path, const Score& score) {
     return {{"path", path},
             {"scene", score.scene},
             {"score", score.value},
@@ -95,13 +86,13 @@ nlohmann::ordered_json to_json(const std::string& path, const std::string& scene
 
 /// The crops of every image, one behind the other.
 int dump(const Options& options) {
-    const gamma_edge::Bundle bundle = gamma_edge::Bundle::open(options.bundle);
+    const Bundle bundle = Bundle::open(options.bundle);
     const std::string scene = options.scorer.scene.empty() ? bundle.default_scene() : options.scorer.scene;
-    const gamma_edge::Contract contract = options.scorer.contract_of(bundle);
+    const Contract contract = options.scorer.contract_of(bundle);
     std::ofstream file(options.dump, std::ios::binary);
     for (const std::string& path : options.images) {
-        const gamma_edge::Bytes data = gamma_edge::read_file(path, contract.limits.max_bytes);
-        const gamma_edge::Prepared prepared = gamma_edge::prepare(data, contract, scene, path);
+        const Bytes data = read_file(path, contract.limits.max_bytes);
+        const Prepared prepared = prepare(data, contract, scene, path);
         file.write(reinterpret_cast<const char*>(prepared.crops.data()),
                    static_cast<std::streamsize>(prepared.crops.size()));
     }
@@ -111,11 +102,11 @@ int dump(const Options& options) {
 }
 
 int score(const Options& options) {
-    gamma_edge::Scorer scorer(options.bundle, options.scorer);
+    Scorer scorer(options.bundle, options.scorer);
     Exit worst = Exit::done;
     for (const std::string& path : options.images) {
         try {
-            const gamma_edge::Score found = scorer.score_file(path);
+            const Score found = scorer.score_file(path);
             const auto replace = nlohmann::json::error_handler_t::replace;  // a path need not be UTF-8
             if (options.json)
                 std::cout << to_json(path, found).dump(-1, ' ', false, replace) << "\n";
@@ -138,21 +129,12 @@ int score(const Options& options) {
 }  // namespace
 
 int main(int count, char** words) {
-    try {
-        const Options options = parse(count, words);
+    return tool([&] {
+        const Options options = parse(Words(count, words));
         if (options.help) {
             std::cout << kUsage;
             return 0;
         }
         return options.dump.empty() ? score(options) : dump(options);
-    } catch (const Error& error) {
-        complain(error);
-        return static_cast<int>(error.exit());
-    } catch (const std::bad_alloc&) {
-        std::cerr << "error: out of memory\n";
-        return static_cast<int>(Exit::environment);
-    } catch (const std::exception& error) {
-        std::cerr << "error: " << error.what() << "\n  this is a bug in gamma-edge; please report it\n";
-        return static_cast<int>(Exit::bug);
-    }
+    });
 }

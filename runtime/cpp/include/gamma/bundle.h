@@ -25,7 +25,8 @@ struct GraphEntry {
     std::string name, precision, target, attention, onnx, weights;
     std::vector<std::string> scenes;
     int crops = 0;
-    std::array<int, 3> batch{};  ///< least, optimal, most
+    std::array<int, 3> batch{};        ///< least, optimal, most
+    std::optional<double> int8_share;  ///< of the multiply-adds, those in 8 bits
 };
 
 /// A small image whose crops and scores are known: the self-test.
@@ -44,6 +45,10 @@ public:
     /// The path of a file that the manifest names, after its size and SHA-256 were checked.
     /// Throws Error (integrity): missing, changed, a link, not a regular file, or not named.
     std::string file(const std::string& name) const;
+
+    /// What the manifest says of a file.
+    /// Throws Error (integrity): it names none such.
+    const FileEntry& entry(const std::string& name) const;
 
     /// The path of a graph's ONNX file, after it and its weights were checked.
     std::string graph_file(const GraphEntry& graph) const;

@@ -35,6 +35,7 @@ Decoded decode(View data, const Contract& contract, const std::string& where, co
 struct Prepared {
     int count = 0;              ///< crops
     Bytes crops;                ///< uint8 [count, 224, 224, 3] RGB
+    Bytes frame;                ///< uint8 [height, width, 3] RGB, where the graph cuts the crops itself
     int width = 0, height = 0;  ///< pixels that they were cut from
     std::vector<std::string> flags;
 };

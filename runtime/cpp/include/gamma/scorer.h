@@ -25,21 +25,27 @@ struct Score {
 };
 
 struct ScorerOptions {
-    std::string scene;      ///< empty: the bundle's default
-    std::string precision;  ///< empty: the bundle's first
-    int threads = 0;        ///< 0: the library's choice
-    std::string small;      ///< refuse, resize or pad images under 224 pixels; empty: the contract's own rule
-    bool strict = false;    ///< refuse files with several pictures
+    std::string scene;             ///< empty: the bundle's default
+    std::string backend = "auto";  ///< auto: OpenVINO where this build has it, else TensorRT; or one by its name
+    std::string precision;         ///< empty: the bundle's first
+    int threads = 0;               ///< of a CPU backend; 0: the library's choice
+    std::string small;             ///< refuse, resize or pad images under 224 pixels; empty: the contract's own rule
+    bool strict = false;           ///< refuse files with several pictures
+    std::string engine_dir;        ///< where engines.json lies; empty: in the bundle
+    EngineUse engines;             ///< how engines are used
 
     /// A bundle's contract with these changes. Throws Error (usage): no such rule.
     Contract contract_of(const Bundle& bundle) const;
 };
 
-/// One scene of a bundle, ready to score. Not to be used by two threads at once.
+/// One scene of a bundle, ready to score. Not to be used by two threads at once: each takes its own `another()`.
 class Scorer {
 public:
-    /// Throws Error: the bundle, its graph or the library cannot be used.
+    /// Throws Error: the bundle, its graph, its engine or the library cannot be used.
     explicit Scorer(const std::string& bundle, const ScorerOptions& options = {});
+
+    /// The same scorer for another thread; the weights are shared.
+    Scorer another() const;
 
     /// Throws Error: input (the image cannot be used), gate (a score is not finite), environment.
     Score score_file(const std::string& path);
@@ -48,14 +54,19 @@ public:
 
     const Bundle& bundle() const { return bundle_; }
     const std::string& scene() const { return scene_; }
+    const std::string& precision() const { return entry_.precision; }
+    const Backend& backend() const { return *backend_; }
 
 private:
+    Scorer(const Scorer& other, std::unique_ptr<Backend> backend);
+    void open_engine(const ScorerOptions& options);
     Score scored(const Prepared& prepared);
+    Score summary(const Prepared& prepared, double whole, std::vector<double> crop_scores) const;
 
     Bundle bundle_;
     Contract contract_;
     std::string scene_;
-    const GraphEntry* entry_;
+    GraphEntry entry_;
     std::size_t column_ = 0;  // of the scene in the graph's last dimension
     std::unique_ptr<Backend> backend_;
 };
