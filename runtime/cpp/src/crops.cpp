@@ -9,6 +9,7 @@
 #include <cstring>
 #include <opencv2/imgproc.hpp>
 
+#include "crop_plan.h"
 #include "gamma/error.h"
 #include "gamma/image.h"
 #include "sniff.h"
@@ -16,18 +17,7 @@
 namespace gamma_edge {
 namespace {
 
-struct Size {
-    int width = 0, height = 0;
-    bool operator!=(const Size& other) const { return width != other.width || height != other.height; }
-};
-
 std::string text(Size size) { return formats::sized(size.width, size.height); }
-
-/// What happens to the pixels of one size: reduced first, then grown where a side is under 224.
-struct Plan {
-    Size reduced, final;
-    bool native = false;
-};
 
 /// The given short side; the long one rounded half up.
 Size scaled(Size size, int short_side) {
@@ -36,7 +26,9 @@ Size scaled(Size size, int short_side) {
     return size.width <= size.height ? Size{short_side, other} : Size{other, short_side};
 }
 
-Plan plan_for(Size size, const Contract& contract, const std::string& scene, const std::string& where) {
+}  // namespace
+
+CropPlan plan_crops(Size size, const Contract& contract, const std::string& scene, const std::string& where) {
     const auto found = contract.short_sides.find(scene);
     if (found == contract.short_sides.end()) throw Error(Exit::usage, "unknown scene '" + scene + "'");
     const std::optional<int> side = found->second;
@@ -45,7 +37,7 @@ Plan plan_for(Size size, const Contract& contract, const std::string& scene, con
         throw input_error(where + ": " + text(size) + "; this bundle's graph takes frames of " +
                               formats::sized(crop.width, crop.height),
                           "set the camera to that size, or gamma-export --crops frame" + text(size));
-    Plan plan;
+    CropPlan plan;
     plan.native = !side;
     plan.reduced = side && std::min(size.width, size.height) > *side ? scaled(size, *side) : size;
     plan.final = plan.reduced;
@@ -68,6 +60,8 @@ Plan plan_for(Size size, const Contract& contract, const std::string& scene, con
                           "reduce the picture");
     return plan;
 }
+
+namespace {
 
 Pixels resized(const Pixels& pixels, Size to, int interpolation) {
     // OpenCV's header has no view of constant pixels; it only reads them.
@@ -121,7 +115,7 @@ Prepared cut(Pixels pixels, const CropPolicy& policy, std::vector<std::string> f
     return prepared;
 }
 
-Prepared carried_out(Pixels pixels, std::vector<std::string> flags, const Plan& plan, const Contract& contract) {
+Prepared carried_out(Pixels pixels, std::vector<std::string> flags, const CropPlan& plan, const Contract& contract) {
     if (plan.native) flags.emplace_back("native");
     if (plan.reduced != Size{pixels.width, pixels.height}) pixels = resized(pixels, plan.reduced, cv::INTER_AREA);
     if (plan.final != plan.reduced) {
@@ -138,10 +132,10 @@ Prepared prepare(View data, const Contract& contract, const std::string& scene, 
     const auto admit = [&](int width, int height, bool frames) {
         if (frames && contract.frames == "refuse")
             throw input_error(where + ": more than one picture in it (animation, burst or pages)");
-        plan_for({width, height}, contract, scene, where);
+        plan_crops({width, height}, contract, scene, where);
     };
     Decoded decoded = decode(data, contract, where, admit);
-    const Plan plan = plan_for({decoded.pixels.width, decoded.pixels.height}, contract, scene, where);
+    const CropPlan plan = plan_crops({decoded.pixels.width, decoded.pixels.height}, contract, scene, where);
     return carried_out(std::move(decoded.pixels), std::move(decoded.flags), plan, contract);
 }
 
@@ -152,7 +146,7 @@ Prepared prepare(const Pixels& pixels, const Contract& contract, const std::stri
         throw input_error(where + ": " + std::to_string(pixels.rgb.size()) + " bytes; needed is uint8 RGB [" +
                           std::to_string(pixels.height) + ", " + std::to_string(pixels.width) + ", 3]");
     check_size(pixels.width, pixels.height, contract.limits, where);
-    return carried_out(pixels, {}, plan_for({pixels.width, pixels.height}, contract, scene, where), contract);
+    return carried_out(pixels, {}, plan_crops({pixels.width, pixels.height}, contract, scene, where), contract);
 }
 
 Bytes read_file(const std::string& path, std::uint64_t max_bytes) {

@@ -4,8 +4,11 @@
 #include <cmath>
 #include <numeric>
 
+#include "crop_plan.h"
+#include "device_crops.h"
 #include "engines.h"
 #include "gamma/error.h"
+#include "sniff.h"
 
 namespace gamma_edge {
 
@@ -56,6 +59,9 @@ Scorer::Scorer(const Scorer& other, std::unique_ptr<Backend> backend)
       column_(other.column_),
       backend_(std::move(backend)) {}
 
+Scorer::Scorer(Scorer&&) noexcept = default;
+Scorer::~Scorer() = default;
+
 Scorer Scorer::another() const { return Scorer(*this, backend_->another()); }
 
 /// The engine that fits this device, and the graph that it was built from.
@@ -80,26 +86,46 @@ Score Scorer::score(const Pixels& pixels, const std::string& where) {
     return scored(prepare(pixels, contract_, scene_, where));
 }
 
-Score Scorer::scored(const Prepared& prepared) {
+Score Scorer::score(const DeviceFrame& frame, const std::string& where) {
+    check_size(frame.width, frame.height, contract_.limits, where);
+    const CropPlan plan = plan_crops({frame.width, frame.height}, contract_, scene_, where);
+    if (plan.final != plan.reduced) throw input_error(where + ": a side under 224 pixels; on the GPU nothing is enlarged");
+    if (!device_crops_) device_crops_ = make_device_crops();
+    Prepared prepared;
+    prepared.width = plan.final.width;
+    prepared.height = plan.final.height;
+    if (plan.native) prepared.flags.emplace_back("native");
+    std::vector<std::pair<int, int>> places;
+    if (!backend_->io().width) places = contract_.crop.positions(plan.final.width, plan.final.height);
+    prepared.count = static_cast<int>(places.size());
+    return scored(prepared, device_crops_->make(frame, plan.reduced, places));
+}
+
+/// `device`: the crops, or the frame, on the GPU; else they are in `prepared`.
+Score Scorer::scored(const Prepared& prepared, const std::uint8_t* device) {
     const GraphIO& io = backend_->io();
     const Bytes& source = io.width ? prepared.frame : prepared.crops;
     const auto each = static_cast<std::size_t>(io.crops), scenes = static_cast<std::size_t>(io.scenes);
     const std::size_t image = io.image_bytes();
     const auto least = static_cast<std::size_t>(entry_.batch[0]), most = static_cast<std::size_t>(entry_.batch[2]);
-    const std::size_t total = source.size() / image;  // one, or where crops vary one for each crop
+    // One, or where crops vary one for each crop.
+    const std::size_t total = contract_.crop.varies() ? static_cast<std::size_t>(prepared.count) : 1;
     std::vector<double> crop_scores;
     float whole = 0;
     for (std::size_t start = 0; start < total; start += most) {
         const std::size_t real = std::min(most, total - start), batch = std::max(real, least);
-        const std::uint8_t* images = source.data() + start * image;
+        const std::uint8_t* images = (device ? device : source.data()) + start * image;
         Bytes filled;
+        if (real < batch && device)
+            throw input_error(entry_.onnx + ": takes at least " + std::to_string(least) + " images; a frame is one",
+                              "gamma-export --batch 1");
         if (real < batch) {  // a short batch repeats its last image
             filled.assign(images, images + real * image);
             while (filled.size() < batch * image)
                 filled.insert(filled.end(), source.end() - static_cast<std::ptrdiff_t>(image), source.end());
             images = filled.data();
         }
-        const Outputs outputs = backend_->infer(images, static_cast<int>(batch));
+        const Outputs outputs = backend_->infer(images, static_cast<int>(batch), device != nullptr);
         whole = outputs.score[column_];
         for (std::size_t i = 0; i < real * each; ++i) crop_scores.push_back(outputs.crop_scores[i * scenes + column_]);
     }

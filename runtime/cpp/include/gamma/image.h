@@ -18,6 +18,20 @@ struct Pixels {
     Bytes rgb;
 };
 
+/// How a pixel lies in memory; x is a byte that says nothing.
+enum class PixelOrder { rgb, bgr, rgbx, bgrx };
+
+/// A camera's frame in the first GPU's memory (or in memory that it shares, on a Jetson), 8 bits a channel, upright.
+struct DeviceFrame {
+    const std::uint8_t* data = nullptr;
+    int width = 0, height = 0;
+    std::size_t pitch = 0;  ///< bytes from one row to the next
+    PixelOrder order = PixelOrder::rgb;
+
+    int bytes() const { return order == PixelOrder::rgb || order == PixelOrder::bgr ? 3 : 4; }  ///< of a pixel
+    int red() const { return order == PixelOrder::rgb || order == PixelOrder::rgbx ? 0 : 2; }   ///< its offset
+};
+
 /// Upright pixels, and what was done to get them: alpha, grey, 16-bit, cmyk, frames, exif-broken.
 struct Decoded {
     Pixels pixels;

@@ -38,9 +38,14 @@ struct ScorerOptions {
     Contract contract_of(const Bundle& bundle) const;
 };
 
+class DeviceCrops;
+
 /// One scene of a bundle, ready to score. Not to be used by two threads at once: each takes its own `another()`.
 class Scorer {
 public:
+    Scorer(Scorer&&) noexcept;
+    ~Scorer();
+
     /// Throws Error: the bundle, its graph, its engine or the library cannot be used.
     explicit Scorer(const std::string& bundle, const ScorerOptions& options = {});
 
@@ -52,6 +57,10 @@ public:
     Score score(View encoded, const std::string& where);
     Score score(const Pixels& pixels, const std::string& where);
 
+    /// A frame that lies on the GPU: it is reduced and cut there, to the same bytes, and never copied to the host.
+    /// Needs a TensorRT backend and a build with nvcc. Throws Error also for a frame with a side under 224 pixels.
+    Score score(const DeviceFrame& frame, const std::string& where);
+
     const Bundle& bundle() const { return bundle_; }
     const std::string& scene() const { return scene_; }
     const std::string& precision() const { return entry_.precision; }
@@ -60,7 +69,7 @@ public:
 private:
     Scorer(const Scorer& other, std::unique_ptr<Backend> backend);
     void open_engine(const ScorerOptions& options);
-    Score scored(const Prepared& prepared);
+    Score scored(const Prepared& prepared, const std::uint8_t* device = nullptr);
     Score summary(const Prepared& prepared, double whole, std::vector<double> crop_scores) const;
 
     Bundle bundle_;
@@ -69,6 +78,7 @@ private:
     GraphEntry entry_;
     std::size_t column_ = 0;  // of the scene in the graph's last dimension
     std::unique_ptr<Backend> backend_;
+    std::unique_ptr<DeviceCrops> device_crops_;
 };
 
 }  // namespace gamma_edge
