@@ -1,5 +1,5 @@
-// OpenCV's INTER_AREA on 8-bit pixels, number for number, one target pixel at a time: for the GPU, and on the CPU for the
-// test that compares it with OpenCV. Compiled without fused multiply-add, which OpenCV does not use here on x86.
+// OpenCV's INTER_AREA on 8-bit pixels, number for number, one target pixel at a time: for the GPU, and on the CPU for
+// the test that compares it with OpenCV. Compiled without fused multiply-add, which OpenCV does not use here on x86.
 #pragma once
 
 #include <cmath>

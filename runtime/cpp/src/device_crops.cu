@@ -25,7 +25,8 @@ __global__ void cut(Job job) {
     const int row = job.corners[2 * window] + y, column = job.corners[2 * window + 1] + x;
     const std::size_t pixel =
         (static_cast<std::size_t>(window) * static_cast<std::size_t>(job.height) + static_cast<std::size_t>(y)) *
-            static_cast<std::size_t>(job.width) + static_cast<std::size_t>(x);
+            static_cast<std::size_t>(job.width) +
+        static_cast<std::size_t>(x);
     for (int channel = 0; channel < 3; ++channel)
         job.out[3 * pixel + static_cast<std::size_t>(channel)] =
             job.factor.x ? whole_pixel(job.frame, job.factor, column, row, channel)

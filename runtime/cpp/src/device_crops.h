@@ -14,8 +14,8 @@ class DeviceCrops {
 public:
     virtual ~DeviceCrops() = default;
 
-    /// The crops at `places` (top and left) of the frame reduced to `reduced`, uint8 [count, 224, 224, 3] RGB; or, without
-    /// places, the whole reduced frame. In device memory that stays until the next call, and is finished.
+    /// The crops at `places` (top and left) of the frame reduced to `reduced`, uint8 [count, 224, 224, 3] RGB; or,
+    /// without places, the whole reduced frame. In device memory that stays until the next call, and is finished.
     /// Throws Error (environment): CUDA failed.
     virtual const std::uint8_t* make(const DeviceFrame& frame, Size reduced,
                                      const std::vector<std::pair<int, int>>& places) = 0;

@@ -78,7 +78,8 @@ std::vector<const GraphEntry*> select_graphs(const Bundle& bundle, const BuildOp
     for (const std::string& precision : precisions)
         if (const GraphEntry* graph = choose(every, options.scene, precision)) chosen.push_back(graph);
     if (chosen.empty())
-        throw input_error(bundle.folder() + ": no graph" + (options.scene.empty() ? "" : " for scene " + options.scene) +
+        throw input_error(bundle.folder() + ": no graph" +
+                              (options.scene.empty() ? "" : " for scene " + options.scene) +
                               (options.precision.empty() ? "" : " in " + options.precision),
                           "gamma-doctor lists what the bundle has");
     return chosen;

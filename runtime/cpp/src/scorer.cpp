@@ -89,7 +89,8 @@ Score Scorer::score(const Pixels& pixels, const std::string& where) {
 Score Scorer::score(const DeviceFrame& frame, const std::string& where) {
     check_size(frame.width, frame.height, contract_.limits, where);
     const CropPlan plan = plan_crops({frame.width, frame.height}, contract_, scene_, where);
-    if (plan.final != plan.reduced) throw input_error(where + ": a side under 224 pixels; on the GPU nothing is enlarged");
+    if (plan.final != plan.reduced)
+        throw input_error(where + ": a side under 224 pixels; on the GPU nothing is enlarged");
     if (!device_crops_) device_crops_ = make_device_crops();
     Prepared prepared;
     prepared.width = plan.final.width;

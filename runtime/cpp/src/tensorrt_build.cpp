@@ -231,9 +231,8 @@ private:
         nvinfer1::IOptimizationProfile* const profile = builder_->createOptimizationProfile();
         if (!profile) give_up("TensorRT gives no optimization profile");
         const nvinfer1::ITensor& input = *network_->getInput(0);
-        const nvinfer1::OptProfileSelector ends[] = {nvinfer1::OptProfileSelector::kMIN,
-                                                     nvinfer1::OptProfileSelector::kOPT,
-                                                     nvinfer1::OptProfileSelector::kMAX};
+        const nvinfer1::OptProfileSelector ends[] = {
+            nvinfer1::OptProfileSelector::kMIN, nvinfer1::OptProfileSelector::kOPT, nvinfer1::OptProfileSelector::kMAX};
         for (std::size_t i = 0; i < 3; ++i) {
             Dims dims = input.getDimensions();
             if (dims.d[0] < 0) dims.d[0] = spec_.graph->batch[i];

@@ -1,12 +1,13 @@
 // The arithmetic that cuts crops on the GPU, run on the CPU, against OpenCV's INTER_AREA: every byte, over sizes with
-// whole, nearly whole and odd factors, of RGB with padded rows and of BGRX. With --off a share is wrong, and must be seen.
+// whole, nearly whole and odd factors, of RGB with padded rows and of BGRX. With --off a share is wrong, and must be
+// seen.
+#include "area.h"
+
 #include <cstdio>
 #include <cstring>
 #include <opencv2/imgproc.hpp>
 #include <random>
 #include <vector>
-
-#include "area.h"
 
 namespace {
 
@@ -17,10 +18,11 @@ struct Case {
 };
 
 const Case kCases[] = {
-    {1280, 720, 683, 384},   {1920, 1080, 683, 384},  {640, 480, 512, 384},   {768, 768, 384, 384}, {1152, 768, 576, 384},
-    {1536, 1152, 512, 384},  {512, 384, 299, 224},    {448, 448, 224, 224},   {401, 300, 299, 224}, {3840, 2160, 683, 384},
-    {1000, 385, 997, 384},   {385, 4000, 384, 3990},  {896, 672, 299, 224},   {672, 672, 224, 224}, {1024, 683, 576, 384},
-    {2048, 1536, 1024, 768}, {517, 516, 385, 384},    {1279, 721, 681, 384},  {225, 224, 224, 224}, {800, 600, 800, 300},
+    {1280, 720, 683, 384}, {1920, 1080, 683, 384}, {640, 480, 512, 384},  {768, 768, 384, 384},
+    {1152, 768, 576, 384}, {1536, 1152, 512, 384}, {512, 384, 299, 224},  {448, 448, 224, 224},
+    {401, 300, 299, 224},  {3840, 2160, 683, 384}, {1000, 385, 997, 384}, {385, 4000, 384, 3990},
+    {896, 672, 299, 224},  {672, 672, 224, 224},   {1024, 683, 576, 384}, {2048, 1536, 1024, 768},
+    {517, 516, 385, 384},  {1279, 721, 681, 384},  {225, 224, 224, 224},  {800, 600, 800, 300},
 };
 
 /// Bytes that differ.
@@ -62,8 +64,8 @@ int main(int count, char** words) {
     long total = 0;
     for (const Case& size : kCases) {
         const long plain = differences(size, 3, 0, off), camera = differences(size, 4, 2, off);
-        std::printf("%dx%d to %dx%d: %ld and %ld bytes differ\n", size.width, size.height, size.to_width, size.to_height,
-                    plain, camera);
+        std::printf("%dx%d to %dx%d: %ld and %ld bytes differ\n", size.width, size.height, size.to_width,
+                    size.to_height, plain, camera);
         total += plain + camera;
     }
     std::printf("%ld bytes differ\n", total);

@@ -123,7 +123,8 @@ int build(const Options& options) {
             {"bundle", options.bundle}, {"folder", folder}, {"engines", engines}, {"note", note}};
         std::cout << all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     }
-    if (!options.quiet) std::fprintf(stderr, "next: gamma-selftest-cpp %s --backend tensorrt\n", options.bundle.c_str());
+    if (!options.quiet)
+        std::fprintf(stderr, "next: gamma-selftest-cpp %s --backend tensorrt\n", options.bundle.c_str());
     return static_cast<int>(Exit::done);
 }
 
