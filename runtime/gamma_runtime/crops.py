@@ -10,6 +10,7 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from gamma_runtime.area import reduce_by_area
 from gamma_runtime.cli import require
 from gamma_runtime.contract import CROP, MAX_COVER, Contract, CropPolicy
 from gamma_runtime.cuda.arrays import DeviceFrame, SupportsArray, is_array, read_array
@@ -209,9 +210,7 @@ def reduced(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     """The picture at a working size (width and height, pixels) that is not larger than it."""
     if size == (pixels.shape[1], pixels.shape[0]):
         return pixels
-    cv2 = require("cv2", "cpu")
-    smaller: Pixels = cv2.resize(np.ascontiguousarray(pixels), size, interpolation=cv2.INTER_AREA)
-    return smaller
+    return reduce_by_area(np.ascontiguousarray(pixels), *size)
 
 
 def _grow(pixels: Pixels, size: tuple[int, int], small: str) -> Pixels:
