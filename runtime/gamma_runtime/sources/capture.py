@@ -27,6 +27,7 @@ BACKENDS: dict[Kind, str] = {
     "csi": "GSTREAMER",
     "gst": "GSTREAMER",
 }
+_LONGER = 0.5  # seconds: who waits for a frame gives up first, and says so; then FFmpeg lets its thread go
 _NAMES = {"FFMPEG": "FFmpeg", "V4L2": "V4L2", "GSTREAMER": "GStreamer"}
 _HINTS = {
     "video": "a codec that this cv2 does not have, or a damaged file",
@@ -105,7 +106,7 @@ def opened(source: Source, timeout: float, limits: Limits) -> Iterator[Any]:
     target = os.path.abspath(source.target) if source.kind == "video" else source.target
     parameters = []
     if source.kind in ("http", "rtsp"):
-        wait = max(1, round(timeout * 1000))
+        wait = round((timeout + _LONGER) * 1000)
         parameters = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
     with silent(cv2):
         capture = cv2.VideoCapture()

@@ -31,11 +31,11 @@ def check_video(path: str) -> None:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
-                hint = "a folder of images: put a slash behind it" if stat.S_ISDIR(status.st_mode) else None
-                raise InputError(f"{where}: not a regular file (folder, pipe or device)", hint=hint)
+                raise InputError(f"{where}: not a regular file (pipe or device)")
             missing = _missing(stream, status.st_size, where)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+        hint = "a folder of images: put a slash behind it" if isinstance(error, IsADirectoryError) else None
+        raise InputError(f"{where}: cannot be read ({getattr(error, 'strerror', None) or error})", hint=hint) from error
     if missing > 0:
         raise InputError(
             f"{where}: the file ends {missing} bytes before the video does: it was cut off",
