@@ -30,6 +30,15 @@ from tests.runtime.streams import HEIGHT, WIDTH, Send, camera, colours, jpeg, pl
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "sources.json").read_text(encoding="utf-8"))
 GSTREAMER = has_backend(cv2, "GSTREAMER")
+TRY = """
+import sys
+from gamma_runtime.sources import frames
+for name in sys.argv[1:]:
+    try:
+        next(frames(name, timeout=2))
+    except Exception as error:
+        print(type(error).__name__)
+"""
 
 
 def readers() -> list[threading.Thread]:
@@ -341,17 +350,8 @@ def test_opencv_and_ffmpeg_write_nothing(tmp_path: Path) -> None:
         request.end_headers()
 
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x10ftypisom\0\0\0\0")
-    code = """
-import sys
-from gamma_runtime.sources import frames
-for name in sys.argv[1:]:
-    try:
-        next(frames(name))
-    except Exception as error:
-        print(type(error).__name__)
-"""
     with serving(answer) as address:
-        command = [sys.executable, "-c", code, str(tmp_path / "a.mp4"), address, "v4l2:///dev/null"]
+        command = [sys.executable, "-c", TRY, str(tmp_path / "a.mp4"), address, "v4l2:///dev/null"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert (done.stdout.split(), done.stderr) == (["InputError"] * 3, "")
 
@@ -378,9 +378,21 @@ def test_without_gstreamer_the_error_says_where_there_is_one(text: str) -> None:
 
 @pytest.mark.skipif(not GSTREAMER, reason="this cv2 has no GStreamer: pipelines are not run")
 def test_a_gstreamer_pipeline() -> None:
-    pipeline = f"gst:videotestsrc num-buffers=20 pattern=red ! video/x-raw,width={WIDTH},height={HEIGHT} ! videoconvert"
-    with frames(pipeline, limit=2) as stream:
-        assert [frame.pixels[0, 0].tolist() for frame in stream] == [[255, 0, 0]] * 2
+    size = f"video/x-raw,width={WIDTH},height={HEIGHT}"
+    with frames(f"gst:videotestsrc is-live=true pattern=red ! {size} ! videoconvert", limit=3) as stream:
+        found = list(stream)
+    assert [frame.pixels[0, 0].tolist() for frame in found] == [[255, 0, 0]] * 3
+    stream = frames("gst:videotestsrc num-buffers=5 ! videoconvert ! appsink")
+    with pytest.raises(InputError, match="the stream ended after 5 frames"):
+        list(stream)
+
+
+@pytest.mark.skipif(not GSTREAMER, reason="this cv2 has no GStreamer: pipelines are not run")
+@pytest.mark.parametrize("text", ["csi://0?width=1280&height=720&fps=30", "gst:nosuchelement ! videoconvert"])
+def test_an_element_that_is_missing(text: str) -> None:
+    """Jetsons alone have nvarguscamerasrc. OpenCV 4.6 waits for it for ever, so this is a process of its own."""
+    done = subprocess.run([sys.executable, "-c", TRY, text], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["InputError"]
 
 
 @pytest.mark.skip(reason="no camera here: V4L2, CSI and RTSP are not run")

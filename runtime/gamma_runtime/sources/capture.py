@@ -17,7 +17,7 @@ from gamma_runtime.sniff import check_size
 from gamma_runtime.sources.containers import check_video
 from gamma_runtime.sources.grammar import Kind, Source
 
-__all__ = ["BACKENDS", "check_source", "has_backend", "opened"]
+__all__ = ["BACKENDS", "HINTS", "check_source", "has_backend", "opened"]
 
 BACKENDS: dict[Kind, str] = {
     "video": "FFMPEG",
@@ -29,13 +29,13 @@ BACKENDS: dict[Kind, str] = {
 }
 _LONGER = 0.5  # seconds: who waits for a frame gives up first, and says so; then FFmpeg lets its thread go
 _NAMES = {"FFMPEG": "FFmpeg", "V4L2": "V4L2", "GSTREAMER": "GStreamer"}
-_HINTS = {
+HINTS = {
     "video": "a codec that this cv2 does not have, or a damaged file",
     "http": "is the address right, does it answer, and is it a video stream (MJPEG)?",
     "rtsp": "is the address right, does it answer, and are user and password right?",
     "v4l2": "does another program use the camera?",
     "csi": "is the sensor connected and nvargus-daemon running? gst-launch-1.0 says more",
-    "gst": "gst-launch-1.0 says more; before appsink comes videoconvert",
+    "gst": "gst-launch-1.0 says more: is an element not installed? Before appsink comes videoconvert",
 }
 
 
@@ -112,7 +112,7 @@ def opened(source: Source, timeout: float, limits: Limits) -> Iterator[Any]:
         capture = cv2.VideoCapture()
         try:
             if not capture.open(target, backend, parameters):
-                raise InputError(f"{printable(source.name)}: cannot be opened", hint=_HINTS[source.kind])
+                raise InputError(f"{printable(source.name)}: cannot be opened", hint=HINTS[source.kind])
             _ask_size(cv2, capture, source)
             width, height = (int(capture.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
             if width > 0 and height > 0:

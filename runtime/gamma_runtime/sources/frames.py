@@ -15,7 +15,7 @@ from gamma_runtime.cli import printable, require
 from gamma_runtime.contract import Limits
 from gamma_runtime.decode import Pixels
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError, without_frames
-from gamma_runtime.sources.capture import check_source, opened
+from gamma_runtime.sources.capture import HINTS, check_source, opened
 from gamma_runtime.sources.grammar import Source, parse_source
 
 if TYPE_CHECKING:
@@ -284,7 +284,8 @@ class _LiveReader:
         try:
             frame = self._slot.take(self._timeout, stopped)
         except Late:
-            hint = "is it still connected? --frame-timeout waits longer"
+            hint = "is it still connected?" if self.read else HINTS[self._source.kind]
+            hint += " (--frame-timeout waits longer)"
             raise InputError(f"{name}: no frame for {self._timeout:g} seconds", hint=hint) from None
         if frame is None and not stopped.is_set():
             raise InputError(f"{name}: the stream ended after {self.read} frames", hint="start again when it is back")
