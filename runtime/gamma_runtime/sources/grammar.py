@@ -28,10 +28,10 @@ _SINK = "appsink drop=1 max-buffers=1 sync=false"
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?")
 _URL = re.compile(r"[!$-;=?-\[\]_a-z~]+")  # printable ASCII without " # < > \ ^ ` { | }
-_CREDENTIALS = re.compile(r"""://(?:([^\s"':/?#@]*):)?[^\s"']*@""")
-_SECRETS = re.compile(
-    r"""(?i)((?:pass|passwd|password|pwd|pw|token|secret|key|auth|sig|signature)\s*=\s*)("[^"]*"|'[^']*'|[^\s&;"'!]+)"""
-)
+_NAMED = r"(?i)((?:pass|passwd|password|pwd|pw|token|secret|key|auth|sig|signature)"
+_URL_SECRETS = re.compile(_NAMED + r"=)[^&]+")
+_SECRETS = re.compile(_NAMED + r"""\s*=\s*)(?:"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s"'])+""")
+_CREDENTIALS = re.compile(r"""://(?:([^\s"':/?#@]*):)?\S*@""")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,9 @@ def parse_source(text: str) -> Source:
 
 
 def hide(text: str) -> str:
-    """The text without passwords: those of URLs, and the values of parameters that are named like secrets.
+    """A pipeline without passwords: those of URLs, and the values of properties that are named like secrets.
+
+    Where it is not clear where a password ends, more is hidden.
 
     Example:
         >>> hide("rtspsrc location=rtsp://me:1234@camera user-pw=1234")
@@ -175,8 +177,11 @@ def _url(scheme: str, rest: str) -> Source:
     match = _HOST.fullmatch(authority.rpartition("@")[2])
     if not match or (match["port"] and not 1 <= int(match["port"]) <= 65535):
         _refuse(scheme, "HOST or HOST:PORT must follow", "in a password write / as %2F, : as %3A and @ as %40")
-    url = f"{scheme}://{rest}"
-    return Source(_URLS[scheme], url, hide(url), True)
+    who, at, host = authority.rpartition("@")
+    user, colon, _ = who.partition(":")
+    hidden = (f"{user}:***@" if user and colon else "***@") if at else ""
+    shown = _URL_SECRETS.sub(r"\1***", rest[len(authority) :])
+    return Source(_URLS[scheme], f"{scheme}://{rest}", f"{scheme}://{hidden}{host}{shown}", True)
 
 
 def _pipeline(text: str) -> Source:
