@@ -7,11 +7,10 @@ which reads cut files in part; `sniff` has checked before that the file is whole
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +20,7 @@ from gamma_runtime.cli import printable, require
 from gamma_runtime.contract import Limits
 from gamma_runtime.errors import InputError
 from gamma_runtime.formats.header import Header
+from gamma_runtime.quiet import silent
 from gamma_runtime.sniff import FORMATS, sniff
 
 __all__ = ["Decoded", "Encoded", "Pixels", "decode", "name_of", "read_bytes"]
@@ -30,7 +30,6 @@ Encoded: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 _Wide: TypeAlias = NDArray[np.uint16]
 _WHITE, _HALF = np.uint16(255), np.uint16(127)
 _NO_MEMORY = -4  # OpenCV's StsNoMem
-_LOG_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 _ROWS = 256  # converted at once: the wider integers of a 64-megapixel image never exist all together
 _DAMAGED = "get the original file again, or save it anew as PNG"
 
@@ -132,7 +131,7 @@ def _decode_opencv(header: Header, where: str) -> NDArray[Any]:
     """Grey, RGB or RGBA; 8 or 16 bits."""
     cv2 = require("cv2", "cpu")
     try:
-        with _silent(cv2):
+        with silent(cv2):
             pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(header.payload, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         if error.code == _NO_MEMORY:
@@ -147,18 +146,6 @@ def _decode_opencv(header: Header, where: str) -> NDArray[Any]:
         pixels, cv2.COLOR_BGRA2RGB if header.ignore_alpha and pixels.shape[2] == 4 else to_rgb
     )
     return converted
-
-
-@contextlib.contextmanager
-def _silent(cv2: Any) -> Iterator[None]:
-    """Keep OpenCV's own log off stderr: our error says it, and hostile metadata is never logged raw."""
-    logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging  # 4.x has the former, 5.x the latter
-    before = logging.getLogLevel()
-    logging.setLogLevel(_LOG_SILENT)
-    try:
-        yield
-    finally:
-        logging.setLogLevel(before)
 
 
 def _normalise(stored: NDArray[Any], header: Header, where: str) -> Decoded:

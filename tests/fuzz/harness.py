@@ -18,7 +18,7 @@ from typing import Any
 __all__ = ["HERE", "NAMES", "Target", "check", "kept", "mutated_json", "scratch"]
 
 HERE = Path(__file__).parent
-NAMES = ("bundle", "calibration", "checkpoint", "contract", "engines", "graph", "image", "manifest", "table")
+NAMES = ("bundle", "calibration", "checkpoint", "contract", "engines", "graph", "image", "manifest", "source", "table")
 _VALUES: tuple[Any, ...] = (None, True, 0, 1, -1, 2**31, 2**63, 1e308, "", "../x", "a\0b", "\x1b[2J", "9" * 400, [], {})
 
 

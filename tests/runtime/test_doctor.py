@@ -40,6 +40,22 @@ def test_facts_agree_with_other_sources(tmp_path: Path) -> None:
     assert all(f" {flag}" in flags for flag in facts["cpu"]["flags"])
 
 
+def test_video_is_what_this_cv2_says(tmp_path: Path) -> None:
+    import cv2
+
+    _, facts = _doctor()
+    assert facts["video"]["cv2"] == cv2.__version__
+    said = cv2.getBuildInformation()
+    for key, label in (("ffmpeg", "FFMPEG"), ("v4l2", "v4l/v4l2"), ("gstreamer", "GStreamer")):
+        assert facts["video"][key] == any(line.split()[:2] == [f"{label}:", "YES"] for line in said.splitlines())
+    assert any(finding["area"] == "Video" for finding in facts["findings"])
+    assert "  Video\n" in render(diagnose())
+    (tmp_path / "cv2.py").write_text("raise ValueError('built for another numpy')")
+    code, facts = _doctor(env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})
+    assert (code, facts["video"]["cv2"]) == (0, None)
+    assert facts["video"]["problem"] == "built for another numpy"
+
+
 def test_nothing_heavy_is_imported_for_the_facts() -> None:
     heavy = "{'torch', 'onnx', 'tensorrt_rtx', 'polygraphy'}"
     code = (

@@ -19,6 +19,7 @@ from gamma_runtime.doctor.calendar import jetpack_of
 from gamma_runtime.doctor.findings import Disk, findings
 from gamma_runtime.doctor.machine import Machine, Run, read_machine, run_command
 from gamma_runtime.doctor.python_env import PythonEnv, read_python
+from gamma_runtime.doctor.video import VideoIO
 
 SAMPLES = Path(__file__).parent.parent / "data" / "doctor"
 NANO, AGX, THOR, SERVER = "orin-nano-jp62", "agx-orin-jp72", "agx-thor-jp71", "server-x86"
@@ -235,3 +236,29 @@ def test_commands_that_fail_or_do_not_exist_say_nothing() -> None:
     assert run_command([sys.executable, "-c", "import sys; sys.stdout.buffer.write(b'\\xff')"]) == "\ufffd"
     assert run_command([sys.executable, "-c", "raise SystemExit(3)"]) is None
     assert run_command(["no-such-command-anywhere"]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "level", "words"),
+    [
+        (NANO, VideoIO("4.8.0", "/usr/lib/cv2", True, True, True), "ok", "has GStreamer, FFmpeg, V4L2"),
+        (
+            NANO,
+            VideoIO("4.12.0", "/venv/cv2", True, True, False),
+            "warning",
+            "no GStreamer: csi:// and gst: do not open",
+        ),
+        (
+            SERVER,
+            VideoIO("4.12.0", "/venv/cv2", True, True, False),
+            "note",
+            "no GStreamer: csi:// and gst: do not open",
+        ),
+        (SERVER, VideoIO("4.6.0", "/usr/lib/cv2", False, False, False), "note", "no V4L2: v4l2:// does not open"),
+        (SERVER, VideoIO(problem="numpy.core.multiarray failed to import"), "note", "multiarray failed to import"),
+    ],
+)
+def test_video(name: str, video: VideoIO, level: str, words: str) -> None:
+    (found,) = [f for f in findings(machine(name), python("3.10.12"), NO_DRIVER, video=video) if f.area == "Video"]
+    assert (found.level, words in found.what) == (level, True)
+    assert ("JetPack's cv2" in (found.do or "")) == (level == "warning")

@@ -20,7 +20,9 @@ def test_import_pulls_nothing_heavy() -> None:
     assert not modules_after("import gamma_runtime") & (HEAVY | {"numpy"})
 
 
-@pytest.mark.parametrize("module", ["scorer", "decode", "crops", "selftest", "backends", "commands.run"])
+@pytest.mark.parametrize(
+    "module", ["scorer", "decode", "crops", "selftest", "backends", "sources", "commands.run", "commands.stream"]
+)
 def test_modules_pull_nothing_heavy(module: str) -> None:
     assert not modules_after(f"import gamma_runtime.{module}") & HEAVY
 

@@ -1,20 +1,19 @@
-"""gamma-run: images in, scores out."""
+"""gamma-run: images in, scores out; of videos, cameras and streams see `gamma_runtime.commands.stream`."""
 
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import glob
-import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gamma_runtime.cli import CommonOptions, log, option, out, printable, quoted, run_command
+from gamma_runtime.commands.records import COLUMNS, csv_cell, csv_line, label_line, records_of, row
 from gamma_runtime.errors import EXIT_OK, InputError, UsageError
 
 if TYPE_CHECKING:
@@ -23,15 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["RunOptions", "expand", "main", "run"]
 
 _EXTENSIONS = (".bmp", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-_COLUMNS = ("path", "scene", "score", "crop_std", "working_size", "flags", "crop_scores", "error")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunOptions(CommonOptions):
-    """Score images with an exported bundle."""
+    """Score images, a video or a camera with an exported bundle."""
 
     bundle: Path = option(help="bundle folder (NAME.gamma)", positional=True)
-    paths: tuple[str, ...] = option(help="image files, folders (searched recursively) or globs", positional=True)
+    paths: tuple[str, ...] = option(
+        help="image files, folders (searched recursively) or globs; or one video file, camera or stream: "
+        "v4l2:///dev/video0, csi://0, rtsp://HOST/PATH, http://HOST/PATH, gst:PIPELINE (docs/cameras.md)",
+        positional=True,
+    )
     scene: tuple[str, ...] = option(
         (), "scene, several with commas or repeated; default: the bundle's own", repeat=True
     )
@@ -49,6 +51,9 @@ class RunOptions(CommonOptions):
     rebuild_ok: bool = option(False, "build an engine when none fits, and use it once it scores the golden images")
     infer_timeout: float = option(60.0, "seconds after which an inference on the GPU counts as hung")
     halve_on_oom: bool = option(False, "when the GPU has too little memory for a batch, try its two halves")
+    every: int = option(1, "of a video, camera or stream: score every n-th frame")
+    frames: int | None = option(None, "of a video, camera or stream: end after so many scored frames")
+    frame_timeout: float = option(10.0, "seconds that a camera or stream may give no frame")
     csv: bool = option(False, "comma-separated values on stdout")
 
 
@@ -85,7 +90,8 @@ def _folder(folder: str) -> Iterator[tuple[str, InputError | None]]:
 
 
 def run(options: RunOptions) -> int:
-    """Score images with an exported bundle: a table, --json (one object a line) or --csv on stdout."""
+    """Score images, a video or a camera: a table or lines, --json (one object a line) or --csv on stdout."""
+    from gamma_runtime.commands.stream import sorted_out, write_stream
     from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.scorer import load_panel
 
@@ -93,6 +99,7 @@ def run(options: RunOptions) -> int:
         raise UsageError("--json and --csv exclude each other")
     if not options.paths:
         raise UsageError("no images given", hint="gamma-run BUNDLE PATH…, a file, a folder or a glob")
+    paths, source = sorted_out(options)
     scenes = tuple(name for given in options.scene for name in given.split(",") if name)
     o = options
     use = EngineUse(
@@ -104,9 +111,12 @@ def run(options: RunOptions) -> int:
     with load_panel(o.bundle, scenes, o.backend, o.precision, o.small, o.threads, o.scale, o.strict, use) as panel:
         if not o.quiet:
             _announce(panel)
-        failed, total, code = _write(panel, o)
+        if source is None:
+            failed, total, code = _write(panel, dataclasses.replace(o, paths=paths))
+        else:
+            failed, total, code = write_stream(panel, source, o)
     if failed:
-        log(f"{failed} of {total} images could not be scored")
+        log(f"{failed} of {total} {'images' if source is None else 'frames'} could not be scored")
     if not o.quiet:
         log(f"next: gamma-verify {quoted(o.bundle)}")
     return code
@@ -124,21 +134,21 @@ def _write(panel: Panel, options: RunOptions) -> tuple[int, int, int]:
     code = EXIT_OK
     table: list[tuple[str, ...]] = []
     if options.csv:
-        out(_csv_line(_COLUMNS))
+        out(csv_line(COLUMNS))
     for result in _progress(_results(panel, options), options.quiet):
         total += 1
         if result.error is not None:
             failed += 1
             code = max(code, result.error.exit_code)
-        records = list(_records(result, panel.scenes))
+        records = list(records_of(result, panel.scenes))
         if options.json:
             for record in records:
                 out(json.dumps(record, allow_nan=False))
         elif options.csv:
             for record in records:
-                out(_csv_line([_csv_cell(record[column]) for column in _COLUMNS]))
+                out(csv_line([csv_cell(record[column]) for column in COLUMNS]))
         else:
-            table += map(_row, records)
+            table += map(row, records)
         sys.stdout.flush()
     if not (options.json or options.csv):
         _print_table(table, panel)
@@ -164,23 +174,6 @@ def _results(panel: Panel, options: RunOptions) -> Iterator[Result]:
     yield from (missing for missing in places if missing is not None)
 
 
-def _records(result: Result, scenes: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """One record an image and scene; a failed one has the same keys."""
-    for score in result.scores:
-        yield score.to_dict()
-    if result.error is not None:
-        for scene in scenes:
-            empty = dict.fromkeys(("score", "range", "scale", "crop_std", "working_size", "backend", "bundle"))
-            yield {
-                "path": result.path,
-                "scene": scene,
-                **empty,
-                "crop_scores": [],
-                "flags": [],
-                "error": result.error.message,
-            }
-
-
 def _progress(results: Iterator[Result], quiet: bool) -> Iterator[Result]:
     """A counter on stderr, only where someone watches."""
     if quiet or not sys.stderr.isatty():
@@ -197,33 +190,14 @@ def _progress(results: Iterator[Result], quiet: bool) -> Iterator[Result]:
             yield result
 
 
-def _csv_cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return " ".join(str(part) for part in value) if isinstance(value, list) else str(value)
-
-
-def _csv_line(cells: Sequence[str]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(printable(cell) for cell in cells)
-    return buffer.getvalue()
-
-
-def _row(record: dict[str, Any]) -> tuple[str, ...]:
-    good = record["error"] is None
-    note = " ".join(record["flags"]) if good else printable(record["error"])
-    numbers = (f"{record['score']:.4f}", f"{record['crop_std']:.4f}") if good else ("FAILED", "")
-    return printable(record["path"] or "-"), record["scene"], *numbers, note
-
-
 def _print_table(rows: list[tuple[str, ...]], panel: Panel) -> None:
     from gamma_runtime.tables import text_table
 
     low, high = panel.range
     title = f"score {low:.3g} to {high:.3g}"
     titles = ("image", "scene", title, "crop std", "flags / error")
-    if label := panel.bundle.manifest.checkpoint.label:
-        out(f"checkpoint: {label}" + ("; its scores say nothing about images" if "untrained" in label else ""))
+    if line := label_line(panel):
+        out(line)
     out(text_table(titles, rows, right=(title, "crop std")))
 
 

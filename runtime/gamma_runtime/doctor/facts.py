@@ -16,6 +16,7 @@ from gamma_runtime.doctor.bundles import BundleFacts, bundle_facts
 from gamma_runtime.doctor.findings import Disk, Finding, findings
 from gamma_runtime.doctor.machine import Machine, Run, read_machine, run_command
 from gamma_runtime.doctor.python_env import PythonEnv, read_python
+from gamma_runtime.doctor.video import VideoIO, read_video
 from gamma_runtime.errors import EXIT_OK
 
 __all__ = ["Facts", "diagnose"]
@@ -38,6 +39,7 @@ class Facts:
     memory_free_mib: int
     machine: Machine
     environment: PythonEnv
+    video: VideoIO
     libraries: dict[str, str | None]
     backends: dict[str, str]
     cuda: CudaState
@@ -66,9 +68,9 @@ def diagnose(
     from gamma_runtime import __version__
     from gamma_runtime.backends import available
 
-    machine, environment, cuda = read_machine(root, run), read_python(root), probe()
+    machine, environment, video, cuda = read_machine(root, run), read_python(root), read_video(), probe()
     disks = _disks([engine_dir] if engine_dir else list(bundles))
-    found = findings(machine, environment, cuda, disks, platform.machine())
+    found = findings(machine, environment, cuda, disks, platform.machine(), video)
     return Facts(
         gamma_edge=__version__,
         python=f"{platform.python_version()} ({platform.python_implementation()})",
@@ -78,6 +80,7 @@ def diagnose(
         memory_free_mib=machine.memory_free,
         machine=machine,
         environment=environment,
+        video=video,
         libraries=environment.libraries,
         backends=available(),
         cuda=cuda,

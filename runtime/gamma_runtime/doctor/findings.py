@@ -10,6 +10,7 @@ from gamma_runtime.cuda_probe import CudaState
 from gamma_runtime.doctor.calendar import TABLE_DATE, JetPack, jetpack_of
 from gamma_runtime.doctor.machine import Clock, Machine
 from gamma_runtime.doctor.python_env import CV2, PythonEnv
+from gamma_runtime.doctor.video import VideoIO
 
 __all__ = ["Disk", "Finding", "Level", "findings"]
 
@@ -46,7 +47,12 @@ class Disk:
 
 
 def findings(
-    machine: Machine, python: PythonEnv, cuda: CudaState, disks: Sequence[Disk] = (), arch: str = "x86_64"
+    machine: Machine,
+    python: PythonEnv,
+    cuda: CudaState,
+    disks: Sequence[Disk] = (),
+    arch: str = "x86_64",
+    video: VideoIO | None = None,
 ) -> list[Finding]:
     """All findings about a machine, in the order they are shown.
 
@@ -56,12 +62,14 @@ def findings(
         cuda: the driver's answer.
         disks: free space of the bundles' folders.
         arch: ``platform.machine()``.
+        video: `read_video`; None leaves it out.
     """
     row = jetpack_of(machine.l4t) if machine.l4t else None
     return [
         *_board(machine, row),
         *_python(python, row),
         *_libraries(python, row),
+        *_video(machine, video),
         *_tensorrt(machine, python, row, arch),
         *_cuda(machine, python, cuda),
         *_power(machine),
@@ -152,6 +160,33 @@ def _libraries(python: PythonEnv, row: JetPack | None) -> Iterator[Finding]:
     if row and row.python == "3.10" and not cv2 and int(numpy.split(".")[0]) >= 2:
         what = f"numpy {numpy} with JetPack {row.name}'s cv2, which is built for numpy 1: import cv2 fails"
         yield Finding("Libraries", "fault", what, "pip install 'numpy<2'")
+
+
+def _video(machine: Machine, video: VideoIO | None) -> Iterator[Finding]:
+    if video is None:
+        return
+    if video.cv2 is None:
+        yield Finding("Video", "note", f"cv2 cannot be imported ({video.problem}): no videos, cameras and streams")
+        return
+    lacking = [
+        f"no {name}: {what} not open"
+        for name, has, what in (
+            ("GStreamer", video.gstreamer, "csi:// and gst: do"),
+            ("FFmpeg", video.ffmpeg, "video files, http:// and rtsp:// do"),
+            ("V4L2", video.v4l2, "v4l2:// does"),
+        )
+        if not has
+    ]
+    has = [n for n, h in (("GStreamer", video.gstreamer), ("FFmpeg", video.ffmpeg), ("V4L2", video.v4l2)) if h]
+    what = f"cv2 {video.cv2} ({video.folder}) has {', '.join(has) or 'no video'}"
+    if not lacking:
+        yield Finding("Video", "ok", what)
+        return
+    advice = "PyPI's wheels never have GStreamer; Debian's and Ubuntu's python3-opencv have it"
+    if machine.is_jetson:
+        advice = "use JetPack's cv2: uninstall opencv-python*, python3 -m venv --system-site-packages .venv"
+    level: Level = "warning" if machine.is_jetson else "note"
+    yield Finding("Video", level, f"{what}; {'; '.join(lacking)}", advice if not video.gstreamer else None)
 
 
 def _tensorrt(machine: Machine, python: PythonEnv, row: JetPack | None, arch: str) -> Iterator[Finding]:
