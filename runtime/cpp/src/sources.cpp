@@ -44,12 +44,14 @@ std::string trimmed(const std::string& text) {
     return first == text.npos ? "" : text.substr(first, text.find_last_not_of(' ') - first + 1);
 }
 
-/// The text without passwords: those of URLs, and the values of parameters that are named like secrets.
+const std::string kNamed = "((?:pass|passwd|password|pwd|pw|token|secret|key|auth|sig|signature)";
+
+/// A pipeline without passwords: those of URLs, and the values of properties that are named like secrets. Where it is
+/// not clear where a password ends, more is hidden.
 std::string hide(const std::string& text) {
-    static const std::regex credentials(R"RE(://(?:([^\s"':/?#@]*):)?[^\s"']*@)RE");
-    static const std::regex secrets(
-        R"RE(((?:pass|passwd|password|pwd|pw|token|secret|key|auth|sig|signature)\s*=\s*)("[^"]*"|'[^']*'|[^\s&;"'!]+))RE",
-        std::regex::icase);
+    static const std::regex credentials(R"RE(://(?:([^\s"':/?#@]*):)?\S*@)RE");
+    static const std::regex secrets(kNamed + R"RE(\s*=\s*)(?:"(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s"'])+)RE",
+                                    std::regex::icase);
     std::string shown;
     auto from = text.begin();
     for (std::sregex_iterator at(text.begin(), text.end(), credentials), end; at != end; ++at) {
@@ -142,8 +144,16 @@ Source url(const std::string& scheme, const std::string& rest) {
     const int port = fits && match[1].matched ? number(match[1].str()) : 1;
     if (!fits || port < 1 || port > 65535)
         refuse(scheme, "HOST or HOST:PORT must follow", "in a password write / as %2F, : as %3A and @ as %40");
-    const std::string whole = scheme + "://" + rest;
-    return {starts_with(scheme, "rtsp") ? "rtsp" : "http", whole, hide(whole), true};
+    std::string hidden;
+    if (user != authority.npos) {
+        const std::string who = authority.substr(0, user);
+        const std::size_t colon = who.find(':');
+        hidden = colon != who.npos && colon > 0 ? who.substr(0, colon + 1) + "***@" : "***@";
+    }
+    static const std::regex secrets(kNamed + "=)[^&]+", std::regex::icase);
+    const std::string shown = std::regex_replace(rest.substr(authority.size()), secrets, "$1***");
+    const std::string start = scheme + "://";
+    return {starts_with(scheme, "rtsp") ? "rtsp" : "http", start + rest, start + hidden + place + shown, true};
 }
 
 Source located(const std::string& scheme, const std::string& rest) {
