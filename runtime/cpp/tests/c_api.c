@@ -2,7 +2,10 @@
 #define _POSIX_C_SOURCE 200809L
 #include <gamma/gamma.h>
 #include <math.h>
+#include <pthread.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include "test.h"
 
@@ -90,11 +93,7 @@ static void test_refused_images(gamma_edge_scorer* scorer, const char* photo) {
     gamma_edge_score score = GAMMA_EDGE_SCORE;
     size_t size = 0;
     unsigned char* content = test_read(photo, &size);
-    const struct {
-        gamma_edge_status found, wanted;
-        const char* what;
-    } none[] = {{gamma_edge_score_file(NULL, photo, &score), GAMMA_EDGE_USAGE, "scorer is NULL"}};
-    refused(NULL, none[0].found, none[0].wanted, none[0].what, NULL);
+    refused(NULL, gamma_edge_score_file(NULL, photo, &score), GAMMA_EDGE_USAGE, "scorer is NULL", NULL);
 
 #define REFUSED(status, what, call) refused(scorer, call, status, what, &score)
     REFUSED(GAMMA_EDGE_USAGE, "path is NULL", gamma_edge_score_file(scorer, NULL, &score));
@@ -184,6 +183,58 @@ static void test_options(const char* bundle) {
     gamma_edge_close(scorer);
 }
 
+/* Too little memory is a status, and the scorer goes on once there is some again. */
+static void test_memory(gamma_edge_scorer* scorer, const char* photo) {
+    enum { SIDE = 7000, ROOM = 64 << 20 };
+    gamma_edge_score score = GAMMA_EDGE_SCORE;
+    uint8_t* picture = (uint8_t*)calloc(SIDE, 3 * SIDE); /* 147 MB, which the call copies */
+    long pages = 0;
+    FILE* statm = fopen("/proc/self/statm", "r");
+    CHECK(picture != NULL && statm != NULL && fscanf(statm, "%ld", &pages) == 1);
+    fclose(statm);
+    struct rlimit before, tight;
+    CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+    tight = before;
+    tight.rlim_cur = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + ROOM;
+    CHECK(setrlimit(RLIMIT_AS, &tight) == 0);
+    const gamma_edge_status status = gamma_edge_score_pixels(scorer, picture, SIDE, SIDE, 0, &score);
+    CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+    refused(scorer, status, GAMMA_EDGE_ENVIRONMENT, "out of memory", &score);
+    free(picture);
+    CHECK(gamma_edge_score_file(scorer, photo, &score) == GAMMA_EDGE_OK);
+}
+
+struct work {
+    const char *bundle, *photo;
+    double value;
+};
+
+static void* work(void* given) {
+    struct work* mine = (struct work*)given;
+    gamma_edge_options options = GAMMA_EDGE_OPTIONS;
+    options.threads = 1;
+    gamma_edge_scorer* scorer = NULL;
+    gamma_edge_score score = GAMMA_EDGE_SCORE;
+    CHECK(gamma_edge_error_text(NULL)[0] == '\0'); /* the main thread has an error */
+    CHECK(gamma_edge_open(mine->bundle, &options, &scorer) == GAMMA_EDGE_OK);
+    for (int i = 0; i < 20; ++i) {
+        CHECK(gamma_edge_score_file(scorer, mine->photo, &score) == GAMMA_EDGE_OK);
+        CHECK(score.value == mine->value);
+    }
+    gamma_edge_close(scorer);
+    return NULL;
+}
+
+/* Two scorers in two threads, and an error that stays with its own thread. */
+static void test_threads(const char* bundle, const char* photo, double value) {
+    struct work mine = {bundle, photo, value};
+    pthread_t threads[2];
+    CHECK(gamma_edge_open(NULL, NULL, NULL) == GAMMA_EDGE_USAGE);
+    for (int i = 0; i < 2; ++i) CHECK(pthread_create(&threads[i], NULL, work, &mine) == 0);
+    for (int i = 0; i < 2; ++i) CHECK(pthread_join(threads[i], NULL) == 0);
+    CHECK(strcmp(gamma_edge_error_text(NULL), "scorer is NULL") == 0);
+}
+
 int main(int count, char** words) {
     const char* bundle = test_bundle();
     if (count != 3) return GAMMA_EDGE_USAGE;
@@ -199,7 +250,9 @@ int main(int count, char** words) {
     test_refused_images(scorer, words[1]);
     test_sizes(bundle, scorer, words[1]);
     test_pixels(scorer);
+    test_memory(scorer, words[1]);
     gamma_edge_close(scorer);
+    test_threads(bundle, words[1], value);
     test_options(bundle);
     printf("the C interface: every check held; %s scores %.17g\n", words[1], value);
     return 0;
