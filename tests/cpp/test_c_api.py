@@ -19,7 +19,7 @@ from tests.runtime.tiny_bundle import make_bundle
 pytestmark = pytest.mark.long  # compiling takes most of a minute
 
 CPP = ROOT / "runtime" / "cpp"
-TESTS = {"guard", "c_api", "example", "leak", "leak_is_seen", "leak_of_pages_is_seen"}
+TESTS = {"guard", "area", "c_api", "example", "leak", "leak_is_seen", "leak_of_pages_is_seen"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_every_program_of_ctest(tools: Path, bundle: Bundle) -> None:
 
 def test_without_a_bundle_they_say_that_they_were_skipped(tools: Path) -> None:
     said = ctest(tools)
-    assert set(re.findall(r"Test +#\d+: (\w+) \.+ *\*+Skipped", said)) == TESTS - {"guard"}
+    assert set(re.findall(r"Test +#\d+: (\w+) \.+ *\*+Skipped", said)) == TESTS - {"guard", "area"}
 
 
 def test_the_bundle_by_a_flag_of_cmake(tmp_path: Path, tools: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_bundle_by_a_flag_of_cmake(tmp_path: Path, tools: Path) -> None:
     assert done.returncode == 0, done.stderr
     shown = json.loads(run(["ctest", "--test-dir", folder, "--show-only=json-v1"]).stdout)
     given = {test["name"]: str(test["properties"]) for test in shown["tests"]}
-    assert {name for name, properties in given.items() if "some/where.gamma" in properties} == TESTS - {"guard"}
+    assert {name for name, properties in given.items() if "some/where.gamma" in properties} == TESTS - {"guard", "area"}
 
 
 def test_the_c_program_sees_another_score(tools: Path, bundle: Bundle, tmp_path: Path) -> None:

@@ -78,31 +78,29 @@ def crops(command: list[str | Path], bundle: Path, images: list[Path], small: st
     return np.fromfile(to, np.uint8)
 
 
+def every_kind(folder: Path) -> list[Path]:
+    data = sorted(path for path in (ROOT / "tests" / "data" / "images").iterdir() if path.suffix != ".json")
+    images = [*packaged_photos(), *data, *made(folder)]
+    assert len(images) > 90
+    return images
+
+
+@pytest.mark.parametrize("small", ["pad", "resize"])
 def test_decoded_and_enlarged_pixels_are_the_same(
-    emulated: list[str | Path], tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    emulated: list[str | Path], tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: str
 ) -> None:
     """Every format, orientation and colour, whole, never reduced; small ones enlarged or mirrored: byte for byte."""
     monkeypatch.setattr(tiny_bundle, "SHORT_SIDES", dict.fromkeys(tiny_bundle.SHORT_SIDES))
     bundle = make_bundle(tmp_path / "native.gamma", Tiny(crop="cover")).folder
-    data = sorted(path for path in (ROOT / "tests" / "data" / "images").iterdir() if path.suffix != ".json")
-    images = [*packaged_photos(), *data, *(path for path in made(tmp_path) if path.name != "huge.jpg")]
-    assert len(images) > 90
-    for small in ("pad", "resize"):
-        here = crops([tools / "gamma-run-cpp"], bundle, images, small, tmp_path / "x86")
-        there = crops(emulated, bundle, images, small, tmp_path / "arm")
-        assert np.array_equal(here, there), small
+    images = [path for path in every_kind(tmp_path) if path.name != "huge.jpg"]  # it takes too many crops to cover
+    here = crops([tools / "gamma-run-cpp"], bundle, images, small, tmp_path / "x86")
+    assert np.array_equal(here, crops(emulated, bundle, images, small, tmp_path / "arm"))
 
 
 @pytest.mark.parametrize("scene", list(tiny_bundle.SHORT_SIDES))
-def test_reduced_pixels_are_at_most_one_off(
-    emulated: list[str | Path], tools: Path, tmp_path: Path, scene: str
-) -> None:
-    """OpenCV's area reduction adds and multiplies in one rounding on Arm and in two on x86: 1 of 255, rarely."""
-    bundle = make_bundle(tmp_path / "five.gamma").folder
+def test_reduced_pixels_are_the_same(emulated: list[str | Path], tools: Path, tmp_path: Path, scene: str) -> None:
+    """OpenCV's area reduction would be 1 of 255 off here and there: it rounds once on Arm and twice on x86."""
+    bundle, images = make_bundle(tmp_path / "five.gamma").folder, every_kind(tmp_path)
     flags = ["--scene", scene]
-    here = crops([tools / "gamma-run-cpp", *flags], bundle, packaged_photos(), "refuse", tmp_path / "x86")
-    there = crops([*emulated, *flags], bundle, packaged_photos(), "refuse", tmp_path / "arm")
-    assert len(here) == len(there) == 16 * 5 * 224 * 224 * 3
-    differences = np.abs(here.astype(np.int16) - there)
-    assert differences.max() <= 1
-    assert (differences > 0).mean() < 1e-3
+    here = crops([tools / "gamma-run-cpp", *flags], bundle, images, "pad", tmp_path / "x86")
+    assert np.array_equal(here, crops([*emulated, *flags], bundle, images, "pad", tmp_path / "arm"))

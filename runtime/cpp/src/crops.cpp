@@ -9,6 +9,7 @@
 #include <cstring>
 #include <opencv2/imgproc.hpp>
 
+#include "area.h"
 #include "gamma/error.h"
 #include "gamma/image.h"
 #include "sniff.h"
@@ -69,13 +70,13 @@ Plan plan_for(Size size, const Contract& contract, const std::string& scene, con
     return plan;
 }
 
-Pixels resized(const Pixels& pixels, Size to, int interpolation) {
+Pixels enlarged(const Pixels& pixels, Size to) {
     // OpenCV's header has no view of constant pixels; it only reads them.
     const cv::Mat from(pixels.height, pixels.width, CV_8UC3, const_cast<std::uint8_t*>(pixels.rgb.data()));
     Pixels made{to.width, to.height,
                 Bytes(3 * static_cast<std::size_t>(to.width) * static_cast<std::size_t>(to.height))};
     cv::Mat target(to.height, to.width, CV_8UC3, made.rgb.data());
-    cv::resize(from, target, target.size(), 0, 0, interpolation);
+    cv::resize(from, target, target.size(), 0, 0, cv::INTER_LINEAR);
     return made;
 }
 
@@ -122,10 +123,11 @@ Prepared cut(const Pixels& pixels, const CropPolicy& policy, std::vector<std::st
 
 Prepared carried_out(Pixels pixels, std::vector<std::string> flags, const Plan& plan, const Contract& contract) {
     if (plan.native) flags.emplace_back("native");
-    if (plan.reduced != Size{pixels.width, pixels.height}) pixels = resized(pixels, plan.reduced, cv::INTER_AREA);
+    if (plan.reduced != Size{pixels.width, pixels.height})
+        pixels = reduced_by_area(pixels, plan.reduced.width, plan.reduced.height);
     if (plan.final != plan.reduced) {
         const bool pad = contract.small == "pad";
-        pixels = pad ? mirrored(pixels, plan.final) : resized(pixels, plan.final, cv::INTER_LINEAR);
+        pixels = pad ? mirrored(pixels, plan.final) : enlarged(pixels, plan.final);
         flags.emplace_back(pad ? "padded" : "enlarged");
     }
     return cut(pixels, contract.crop, std::move(flags));
@@ -164,7 +166,7 @@ Bytes read_file(const std::string& path, std::uint64_t max_bytes) {
     // O_NONBLOCK: opening a pipe without a writer would wait for ever.
     const Descriptor file{open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)};
     const auto fail = [&] { return input_error(path + ": cannot be read (" + std::strerror(errno) + ")"); };
-    struct stat status{};
+    struct stat status {};
     if (file.number < 0 || fstat(file.number, &status) != 0) throw fail();
     if (!S_ISREG(status.st_mode)) throw input_error(path + ": not a regular file (folder, pipe or device)");
     if (static_cast<std::uint64_t>(status.st_size) > max_bytes)
