@@ -9,6 +9,7 @@
 #include <cstring>
 #include <opencv2/imgproc.hpp>
 
+#include "area.h"
 #include "crop_plan.h"
 #include "gamma/error.h"
 #include "gamma/image.h"
@@ -63,13 +64,13 @@ CropPlan plan_crops(Size size, const Contract& contract, const std::string& scen
 
 namespace {
 
-Pixels resized(const Pixels& pixels, Size to, int interpolation) {
+Pixels enlarged(const Pixels& pixels, Size to) {
     // OpenCV's header has no view of constant pixels; it only reads them.
     const cv::Mat from(pixels.height, pixels.width, CV_8UC3, const_cast<std::uint8_t*>(pixels.rgb.data()));
     Pixels made{to.width, to.height,
                 Bytes(3 * static_cast<std::size_t>(to.width) * static_cast<std::size_t>(to.height))};
     cv::Mat target(to.height, to.width, CV_8UC3, made.rgb.data());
-    cv::resize(from, target, target.size(), 0, 0, interpolation);
+    cv::resize(from, target, target.size(), 0, 0, cv::INTER_LINEAR);
     return made;
 }
 
@@ -117,10 +118,11 @@ Prepared cut(Pixels pixels, const CropPolicy& policy, std::vector<std::string> f
 
 Prepared carried_out(Pixels pixels, std::vector<std::string> flags, const CropPlan& plan, const Contract& contract) {
     if (plan.native) flags.emplace_back("native");
-    if (plan.reduced != Size{pixels.width, pixels.height}) pixels = resized(pixels, plan.reduced, cv::INTER_AREA);
+    if (plan.reduced != Size{pixels.width, pixels.height})
+        pixels = reduced_by_area(pixels, plan.reduced.width, plan.reduced.height);
     if (plan.final != plan.reduced) {
         const bool pad = contract.small == "pad";
-        pixels = pad ? mirrored(pixels, plan.final) : resized(pixels, plan.final, cv::INTER_LINEAR);
+        pixels = pad ? mirrored(pixels, plan.final) : enlarged(pixels, plan.final);
         flags.emplace_back(pad ? "padded" : "enlarged");
     }
     return cut(std::move(pixels), contract.crop, std::move(flags));

@@ -1,5 +1,5 @@
 // Crops of a frame that lies in the GPU's memory: the bytes that the CPU would cut.
-#include "area.h"
+#include "area_pixel.h"
 #include "cuda.h"
 #include "device_crops.h"
 

@@ -20,6 +20,13 @@ std::string type_of(const ov::element::Type& type) {
     return type == ov::element::u8 ? "uint8" : type == ov::element::f32 ? "float32" : type.get_type_name();
 }
 
+/// A tensor may have several names; ours, where it is one of them.
+std::string name_of(const ov::Output<const ov::Node>& port) {
+    for (const char* const name : {"crops", "frames", "score", "crop_scores"})
+        if (port.get_names().count(name)) return name;
+    return port.get_names().empty() ? "(no name)" : port.get_any_name();
+}
+
 class OpenVino final : public Backend {
 public:
     OpenVino(const std::string& graph, int threads) : Backend(graph) {
@@ -78,7 +85,7 @@ private:
     std::vector<GraphTensor> tensors() const {
         std::vector<GraphTensor> found;
         const auto add = [&](const ov::Output<const ov::Node>& port, bool is_input) {
-            GraphTensor tensor{port.get_any_name(), is_input, type_of(port.get_element_type()), {}};
+            GraphTensor tensor{name_of(port), is_input, type_of(port.get_element_type()), {}};
             for (const ov::Dimension& side : port.get_partial_shape())
                 tensor.shape.push_back(side.is_static() ? side.get_length() : -1);
             found.push_back(std::move(tensor));

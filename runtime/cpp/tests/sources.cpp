@@ -1,11 +1,10 @@
 // The grammar of sources against the table that Python is held to: sources TABLE.json
-#include "gamma/source.h"
-
 #include <fstream>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "gamma/error.h"
+#include "gamma/source.h"
 
 namespace {
 
@@ -14,8 +13,8 @@ using namespace gamma_edge;
 bool understood(const nlohmann::json& wanted) {
     try {
         const Source found = parse_source(wanted.at("text"));
-        const nlohmann::json made{{"text", wanted.at("text")}, {"kind", found.kind},   {"target", found.target},
-                                  {"name", found.name},        {"live", found.live},   {"width", found.width},
+        const nlohmann::json made{{"text", wanted.at("text")}, {"kind", found.kind}, {"target", found.target},
+                                  {"name", found.name},        {"live", found.live}, {"width", found.width},
                                   {"height", found.height},    {"fps", found.fps}};
         if (made != wanted) std::cout << "wanted " << wanted << "\nfound  " << made << "\n";
         return made == wanted;
