@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: demo test test-long study fuzz gpu-check lint format clean venv help
+.PHONY: demo test test-long study fuzz gpu-check lint format clean venv help cpp cpp-packages
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -10,6 +10,8 @@ EXTRAS := cpu,export,train,rtx,dev,fuzz
 PYTHONS := python3.11 python3.12 python3.10 python3
 FUZZ_SECONDS := 300
 DEMO := build/demo.gamma
+CPP_PACKAGES := cmake g++ libopencv-core-dev libopencv-imgproc-dev libopencv-imgcodecs-dev libopencv-videoio-dev \
+  nlohmann-json3-dev libssl-dev zlib1g-dev libjpeg62-turbo-dev
 PHOTOS := gamma_export/data/photos
 # NVIDIA publishes TensorRT-RTX for x86-64 only; elsewhere the demo goes without an engine.
 ENGINE := $(if $(filter x86_64,$(shell uname -m)),--engine tensorrt-rtx)
@@ -22,11 +24,25 @@ demo: $(STAMP) ## export the demo checkpoint, score the packaged photos, prove t
 	$(BIN)/gamma-order $(DEMO) --picture $(dir $(DEMO))order.png
 
 # The runner's line stays the last one printed: CI reads it.
-test: lint ## linters, types and all tests but those marked gpu or long
+test: lint cpp-packages ## linters, types and all tests but those marked gpu or long
 	$(BIN)/python -m pytest -m 'not gpu and not long' --durations=15
 
-test-long: $(STAMP) ## the tests marked long
+test-long: $(STAMP) cpp-packages ## the tests marked long
 	$(BIN)/python -m pytest -m long --durations=15
+
+cpp: $(STAMP) cpp-packages ## the C++ runtime and its tools, in build/cpp/runtime/cpp
+	cmake -S . -B build/cpp -DPython3_EXECUTABLE=$(abspath $(BIN)/python)
+	cmake --build build/cpp -j
+
+# Where nothing can be installed, the tests of the C++ runtime are skipped, with the reason.
+cpp-packages:
+	@missing=; for package in $(CPP_PACKAGES); do dpkg -s "$$package" >/dev/null 2>&1 || missing="$$missing $$package"; done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing$$missing with apt-get"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing \
+	    >/dev/null || echo "the C++ runtime is left out: apt-get could not install$$missing"; \
+	else echo "the C++ runtime is left out: it needs$$missing"; fi
 
 study: $(STAMP) ## the study checkpoint: find it, or train it (an hour and a half on two cores; photos in ../shared/data, for evaluation only)
 	$(BIN)/python training/recipes/study.py

@@ -1,8 +1,8 @@
 """Reduction by pixel area with the same bytes on every processor.
 
 OpenCV's INTER_AREA multiplies and adds in two roundings on x86 and in one on Arm, so that a byte here and there is 1 of
-255 off. Crops are compared by their digests (the golden images), so x86's bytes are what everybody makes. The C++ runtime
-has the same in runtime/cpp/src/area.cpp.
+255 off. Crops are compared by their digests (the golden images), so x86's bytes are what everybody makes. The C++
+runtime has the same in runtime/cpp/src/area.cpp.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def reduce_by_area(pixels: Pixels, width: int, height: int) -> Pixels:
         height: likewise.
     """
     cv2 = require("cv2", "cpu")
-    if _X86 or _whole_factor(pixels.shape[1], width) and _whole_factor(pixels.shape[0], height):
+    if _X86 or (_whole_factor(pixels.shape[1], width) and _whole_factor(pixels.shape[0], height)):
         smaller: Pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
         return smaller  # whole factors: OpenCV adds integers there, which no processor rounds
     return steady_area(cv2, pixels, width, height)

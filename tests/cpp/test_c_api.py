@@ -16,10 +16,9 @@ from gamma_runtime.bundle import Bundle
 from tests.cpp.conftest import ROOT
 from tests.runtime.tiny_bundle import make_bundle
 
-pytestmark = pytest.mark.long  # compiling takes most of a minute
-
 CPP = ROOT / "runtime" / "cpp"
-TESTS = {"guard", "area", "c_api", "example", "leak", "leak_is_seen", "leak_of_pages_is_seen"}
+WITHOUT_BUNDLE = {"guard", "area", "area_pixel", "sources"}
+TESTS = WITHOUT_BUNDLE | {"c_api", "example", "leak", "leak_is_seen", "leak_of_pages_is_seen"}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def test_every_program_of_ctest(tools: Path, bundle: Bundle) -> None:
 
 def test_without_a_bundle_they_say_that_they_were_skipped(tools: Path) -> None:
     said = ctest(tools)
-    assert set(re.findall(r"Test +#\d+: (\w+) \.+ *\*+Skipped", said)) == TESTS - {"guard", "area"}
+    assert set(re.findall(r"Test +#\d+: (\w+) \.+ *\*+Skipped", said)) == TESTS - WITHOUT_BUNDLE
 
 
 def test_the_bundle_by_a_flag_of_cmake(tmp_path: Path, tools: Path) -> None:
@@ -57,7 +56,7 @@ def test_the_bundle_by_a_flag_of_cmake(tmp_path: Path, tools: Path) -> None:
     assert done.returncode == 0, done.stderr
     shown = json.loads(run(["ctest", "--test-dir", folder, "--show-only=json-v1"]).stdout)
     given = {test["name"]: str(test["properties"]) for test in shown["tests"]}
-    assert {name for name, properties in given.items() if "some/where.gamma" in properties} == TESTS - {"guard", "area"}
+    assert {name for name, properties in given.items() if "some/where.gamma" in properties} == TESTS - WITHOUT_BUNDLE
 
 
 def test_the_c_program_sees_another_score(tools: Path, bundle: Bundle, tmp_path: Path) -> None:

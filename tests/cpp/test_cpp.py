@@ -26,9 +26,8 @@ from tests.hostile import test_manifest as hostile
 from tests.runtime import images
 from tests.runtime.tiny_bundle import Tiny, make_bundle
 
-pytestmark = pytest.mark.long  # compiling takes most of a minute
-
 DATA = Path(__file__).parent.parent / "data" / "images"
+SLOWER = ("natural-quality", "face-quality")
 POLICIES = ("centre", "five", "grid2x3", "random7:seed9", "cover")
 
 
@@ -113,7 +112,7 @@ def compare(tools: Path, paths: Sequence[Path], bundle: Bundle, scene: str, smal
     return same, refused
 
 
-@pytest.mark.parametrize("scene", ["natural-quality", "face-quality", "underwater-quality"])
+@pytest.mark.parametrize("scene", ["underwater-quality", *(pytest.param(s, marks=pytest.mark.long) for s in SLOWER)])
 def test_crops_of_every_kind_of_image(tools: Path, bundle: Bundle, tmp_path: Path, scene: str) -> None:
     paths = [*packaged_photos(), *packaged_golden(), *sorted(DATA.iterdir()), *made(tmp_path)]
     same, refused = compare(tools, paths, bundle, scene, "pad", tmp_path / "crops")
@@ -131,12 +130,14 @@ def test_crops_of_every_kind_of_image(tools: Path, bundle: Bundle, tmp_path: Pat
     assert compare(tools, [tmp_path / "tiny.png"], bundle, scene, "refuse", tmp_path / "c") == (0, 1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("policy", POLICIES)
 def test_crops_of_every_policy(tools: Path, tmp_path: Path, policy: str) -> None:
     bundle = make_bundle(tmp_path / "x.gamma", Tiny(crop=policy))
     assert compare(tools, packaged_photos(), bundle, "natural-quality", "refuse", tmp_path / "c")[0] == 16
 
 
+@pytest.mark.long
 def test_damaged_files_are_refused_alike(tools: Path, bundle: Bundle, tmp_path: Path) -> None:
     """Cut and flipped at many places: both runtimes refuse, or both see the same pixels."""
     numbers = random.Random(3)  # noqa: S311 - a repeatable choice, no secret
@@ -194,6 +195,7 @@ def test_scores_of_a_real_graph(tools: Path, tmp_path: Path) -> None:
                         assert row[key] == wanted[key], key
 
 
+@pytest.mark.long
 def test_scores_in_8_and_4_bits(tools: Path, tmp_path: Path) -> None:
     """The form for CPUs is taken, and gives what Python gets from it."""
     from gamma_export.exporter import export
@@ -372,6 +374,7 @@ def test_a_graph_that_the_manifest_vouches_for(tools: Path, tmp_path: Path, name
     assert refused(tools, bundle) == code
 
 
+@pytest.mark.long
 def test_under_the_sanitizers(bundle: Bundle, tmp_path: Path) -> None:
     """Address and undefined behaviour, over every kind of image and damaged ones; the report would be on stderr."""
     tools = build(tmp_path / "build", "-DGAMMA_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")

@@ -60,13 +60,22 @@ def test_graph_gives_the_authors_scores(tmp_path: Path, oracle_checkpoint: Path,
     assert _authors_scores(tmp_path, oracle_checkpoint, precision, backend) <= fidelity.LIMITS[precision]
 
 
+QUICK = 4  # fp32 and fp16 on both backends; the variants and bf16, which is emulated step by step, are for test-long
+CASES = [
+    pytest.param(
+        case, id=" ".join([case[0], case[1], *case[2].values()]), marks=[] if index < QUICK else [pytest.mark.long]
+    )
+    for index, case in enumerate(fidelity.CASES)
+]
+
+
 @pytest.mark.full
 def test_conditioned_scores_differ_between_photos(full: fidelity.Candidate) -> None:
     assert full.wanted.scores.std(axis=0).min() >= fidelity.MIN_STD
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("case", fidelity.CASES, ids=lambda c: " ".join([c[0], c[1], *c[2].values()]))
+@pytest.mark.parametrize("case", CASES)
 def test_full_size_parity(full: fidelity.Candidate, case: tuple[str, str, dict[str, str]]) -> None:
     precision, backend, options = case
     assert full.difference(full.graph(precision, **options), backend).max_abs <= fidelity.LIMITS[precision]

@@ -178,6 +178,7 @@ def test_experts_with_weights_in_4_bits(calibration_photos: Path, tmp_path: Path
     assert {e.name: e.sha256 for e in first.files} == {e.name: e.sha256 for e in second.files}
 
 
+@pytest.mark.long
 def test_a_smoothed_recipe_replays_exactly(calibration_photos: Path, tmp_path: Path) -> None:
     """Its factors are in the manifest; a loud channel makes them matter."""
     made = export(loud.checkpoint(), tmp_path / "x.gamma", options(calibration_photos, smooth=0.5, gate=0.5))
