@@ -260,6 +260,33 @@ def study() -> str:
     return f"{table([f'{photos} test photos of BIQ2021', 'SRCC (95 %)'], rows)}\n\n{table(titles, blocks)}"
 
 
+def cpp_overhead() -> str:
+    """The C++ runtime beside the Python one."""
+    files = sorted(RESULTS.glob("cpp_overhead-*.json"))
+    if not files:
+        return "not measured"
+    rows, goals, doubts = [], [], []
+    for result in (json.loads(path.read_text()) for path in files):
+        size = f"{result['size']}, weights {result['weights_bytes'] / 1e6:.0f} MB"
+        for name, one in result["contenders"].items():
+            times = (f"{one['overhead_ms']:.1f} ms", f"{one['infer_ms']:.0f} ms", f"{one['cold_start_s']:.2f} s")
+            rows.append([size, name, *times, f"{one['anonymous_mb']:.0f} MB", f"{one['resident_mb']:.0f} MB"])
+        for goal in result["goals"]:
+            met = "met" if goal["met"] else "**not met**"
+            goals.append(f"{result['size']}: {goal['what']} {goal['measured']:.2g} {goal['unit']}, {met}")
+        doubts += [f" **Not a valid measurement** ({result['size']}): {'; '.join(result['doubts'])}."] * bool(
+            result["doubts"]
+        )
+    machine = result["machine"]
+    titles = ["model", "runtime", "overhead an image", "inference", "cold start", "anonymous memory", "resident"]
+    return (
+        f"JPEG photos of 1 to 4 megapixels, fp32 on OpenVINO, one thread ({machine['cpu']}, {machine['cores']} cores; "
+        f"medians of {len(result['rounds'])} interleaved rounds).{''.join(doubts)}\n\n"
+        + table(titles, rows)
+        + f"\n\nGoals: {'; '.join(goals)}."
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "demo": demo,
     "fidelity": fidelity,
@@ -277,6 +304,7 @@ FILES = {
     ROOT / "README.md": BLOCKS,
     ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS,
     ROOT / "docs" / "int8.md": INT8_BLOCKS,
+    ROOT / "docs" / "cpp.md": {"cpp": cpp_overhead},
 }
 
 

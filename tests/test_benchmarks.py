@@ -19,6 +19,7 @@ from benchmarks.common import RESULTS, ROOT, Bystanders, in_turn, medians, run_c
 from gamma_export.photos import packaged_photos
 from gamma_runtime.errors import EXIT_GATE, EXIT_OK, EnvironmentFault
 from tests import tiny_export
+from tests.cpp.conftest import build
 from tests.runtime.engine_bundle import needs_rtx
 
 
@@ -131,6 +132,17 @@ def test_overlap(work: Path) -> None:
     assert all(contender["same_scores"] for contender in result["contenders"].values())
     assert result["contenders"]["one after another"]["ratio"] == 1.0
     assert output.startswith("one after another: ")
+
+
+@pytest.mark.long
+def test_cpp_overhead(work: Path, tmp_path: Path) -> None:
+    build(tmp_path / "build")
+    output, result = _run("cpp_overhead", work, "--photos", "3", "--build", str(tmp_path / "build"))
+    [one] = result["rounds"]
+    assert set(one) == {"Python", "C++"}
+    assert {goal["what"]: goal["met"] for goal in result["goals"]}["largest difference of a score"]
+    assert all(summary["infer_ms"] > 0 and summary["overhead_ms"] > 0 for summary in result["contenders"].values())
+    assert output.startswith("Python: ")
 
 
 @pytest.mark.long

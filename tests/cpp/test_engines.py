@@ -283,6 +283,9 @@ def test_tensorrt_rtx_builds_the_plan_that_python_builds(tmp_path: Path) -> None
         assert mine.options == {**settings, "builder": "C++"}
     if not probe().usable:
         refuses_without_gpu(tools, bundle, "tensorrt-rtx")
+        if (tools / "tests" / "gpu").is_file():  # nvcc is here
+            done = run(tools / "tests", "gpu", ROOT / "gamma_export" / "data" / "photos" / "01-astronaut.jpg")
+            assert (done.returncode, "skipped: CUDA does not start" in done.stderr) == (77, True)
     # A second build of one precision replaces that engine only, in a folder that Python wrote.
     done = run(
         tools, "gamma-build-cpp", bundle.folder, "--engine-dir", tmp_path / "python", "--precision", "fp16", "--quiet"

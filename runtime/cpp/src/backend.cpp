@@ -1,6 +1,7 @@
 #include "gamma/backend.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
 #include "gamma/contract.h"
@@ -73,7 +74,9 @@ Outputs Backend::infer(const std::uint8_t* images, int batch, bool on_device) {
     if (batch < 1 || (io_.batch && *io_.batch != batch))
         throw input_error(graph_ + ": a batch of " + std::to_string(batch) + "; the graph takes " +
                           (io_.batch ? std::to_string(*io_.batch) : "one or more"));
+    const auto start = std::chrono::steady_clock::now();
     Outputs outputs = run(images, batch, on_device);
+    last_ms_ = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
     const auto finite = [](float value) { return std::isfinite(value); };
     if (!std::all_of(outputs.score.begin(), outputs.score.end(), finite) ||
         !std::all_of(outputs.crop_scores.begin(), outputs.crop_scores.end(), finite))

@@ -43,6 +43,7 @@ public:
     virtual std::unique_ptr<Backend> another() const = 0;
 
     const GraphIO& io() const { return io_; }
+    double last_ms() const { return last_ms_; }  ///< milliseconds of the last `infer`, by the monotonic clock
     virtual std::string name() const = 0;
     virtual std::string version() const = 0;
 
@@ -52,6 +53,9 @@ protected:
 
     std::string graph_;
     GraphIO io_;
+
+private:
+    double last_ms_ = 0;
 };
 
 /// OpenVINO on the CPU, always in float32 (left alone it takes bf16 on recent CPUs, 3e-3 off in score).
