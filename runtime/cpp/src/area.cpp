@@ -9,16 +9,33 @@
 
 namespace gamma_edge {
 
+namespace {
+
+#if defined(__x86_64__) || defined(__i386__)
+constexpr bool kX86 = true;
+#else
+constexpr bool kX86 = false;
+#endif
+
+Pixels empty(int width, int height) {
+    return {width, height, Bytes(3 * static_cast<std::size_t>(width) * static_cast<std::size_t>(height))};
+}
+
+}  // namespace
+
 Pixels reduced_by_area(const Pixels& pixels, int width, int height) {
+    // Whole factors: OpenCV adds integers, which no processor rounds.
+    if (!kX86 && !whole_factor(pixels.width, pixels.height, width, height).x) return steady_area(pixels, width, height);
+    Pixels made = empty(width, height);
+    const cv::Mat from(pixels.height, pixels.width, CV_8UC3, const_cast<std::uint8_t*>(pixels.rgb.data()));
+    cv::Mat target(height, width, CV_8UC3, made.rgb.data());
+    cv::resize(from, target, target.size(), 0, 0, cv::INTER_AREA);
+    return made;
+}
+
+Pixels steady_area(const Pixels& pixels, int width, int height) {
     const std::size_t row = 3 * static_cast<std::size_t>(width), stride = 3 * static_cast<std::size_t>(pixels.width);
-    Pixels made{width, height, Bytes(row * static_cast<std::size_t>(height))};
-    if (whole_factor(pixels.width, pixels.height, width, height)
-            .x) {  // OpenCV adds integers; no processor rounds those
-        const cv::Mat from(pixels.height, pixels.width, CV_8UC3, const_cast<std::uint8_t*>(pixels.rgb.data()));
-        cv::Mat target(height, width, CV_8UC3, made.rgb.data());
-        cv::resize(from, target, target.size(), 0, 0, cv::INTER_AREA);
-        return made;
-    }
+    Pixels made = empty(width, height);
     const std::vector<Span> columns = area_spans(pixels.width, width), rows = area_spans(pixels.height, height);
     std::vector<float> line(row), sums(row);
     std::uint8_t* out = made.rgb.data();

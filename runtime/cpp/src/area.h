@@ -9,4 +9,7 @@ namespace gamma_edge {
 /// multiplies and adds in one rounding on Arm and in two on x86, which is 1 of 255 off here and there.
 Pixels reduced_by_area(const Pixels& pixels, int width, int height);
 
+/// Our own sum, for factors that are not whole; what other processors take.
+Pixels steady_area(const Pixels& pixels, int width, int height);
+
 }  // namespace gamma_edge

@@ -4,6 +4,7 @@
 #include <opencv2/core.hpp>
 #include <opencv2/core/utils/logger.hpp>
 #include <opencv2/imgcodecs.hpp>
+#include <utility>
 
 #include "gamma/error.h"
 #include "gamma/image.h"
@@ -59,11 +60,12 @@ template <typename Sample>
 void take_rows(const cv::Mat& decoded, int channels, std::vector<Sample>& to) {
     static constexpr int kOrder[] = {2, 1, 0, 3};  // OpenCV's BGR to RGB
     const int stored = decoded.channels();
-    to.reserve(decoded.total() * static_cast<std::size_t>(channels));
+    to.resize(decoded.total() * static_cast<std::size_t>(channels));
+    auto at = to.begin();
     for (int y = 0; y < decoded.rows; ++y) {
         const Sample* row = decoded.ptr<Sample>(y);
         for (int x = 0; x < decoded.cols; ++x, row += stored)
-            for (int channel = 0; channel < channels; ++channel) to.push_back(row[stored == 1 ? 0 : kOrder[channel]]);
+            for (int channel = 0; channel < channels; ++channel) *at++ = row[stored == 1 ? 0 : kOrder[channel]];
     }
 }
 
@@ -114,11 +116,12 @@ void to_rgb(const Stored& stored, const Header& header, std::size_t pixel, std::
     }
 }
 
-Pixels rgb_of(const Stored& stored, const Header& header) {
+/// Takes the samples over where they are RGB already: a photo is megabytes.
+Pixels rgb_of(Stored& stored, const Header& header) {
     Pixels pixels{stored.width, stored.height, {}};
     const std::size_t count = static_cast<std::size_t>(stored.width) * static_cast<std::size_t>(stored.height);
     if (!stored.wide && stored.channels == 3) {
-        pixels.rgb = stored.narrow;
+        pixels.rgb = std::move(stored.narrow);
         return pixels;
     }
     pixels.rgb.resize(3 * count);
@@ -186,7 +189,7 @@ Decoded decode(View data, const Contract& contract, const std::string& where, co
     const Header header = sniff(data, contract, where);
     const bool turned = header.orientation >= 5;
     if (admit) admit(turned ? header.height : header.width, turned ? header.width : header.height, header.frames);
-    const Stored stored = header.format == "jpeg" ? stored_jpeg(header, where) : decode_opencv(header, where);
+    Stored stored = header.format == "jpeg" ? stored_jpeg(header, where) : decode_opencv(header, where);
     if (!header.canvas && (stored.width != header.width || stored.height != header.height))
         throw input_error(where + ": " + formats::sized(stored.width, stored.height) + " pixels, the header says " +
                           formats::sized(header.width, header.height));

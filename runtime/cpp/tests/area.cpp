@@ -7,6 +7,8 @@
 #include <opencv2/imgproc.hpp>
 #include <random>
 
+#include "area_pixel.h"
+
 namespace {
 
 std::mt19937 numbers(5);
@@ -21,7 +23,9 @@ bool same(int width, int height, int to_width, int to_height) {
     const cv::Mat from(height, width, CV_8UC3, pixels.rgb.data());
     cv::Mat wanted;
     cv::resize(from, wanted, {to_width, to_height}, 0, 0, cv::INTER_AREA);
-    const gamma_edge::Pixels found = gamma_edge::reduced_by_area(pixels, to_width, to_height);
+    const bool whole = gamma_edge::whole_factor(width, height, to_width, to_height).x != 0;
+    const gamma_edge::Pixels found = whole ? gamma_edge::reduced_by_area(pixels, to_width, to_height)
+                                           : gamma_edge::steady_area(pixels, to_width, to_height);
     for (std::uint8_t value : found.rgb) checksum = checksum * 1099511628211U + value;
     const bool equal = std::memcmp(found.rgb.data(), wanted.data, found.rgb.size()) == 0;
     if (!equal) std::fprintf(stderr, "%dx%d to %dx%d: other pixels\n", width, height, to_width, to_height);
