@@ -27,7 +27,6 @@ from tests.runtime import images
 from tests.runtime.tiny_bundle import Tiny, make_bundle
 
 DATA = Path(__file__).parent.parent / "data" / "images"
-SLOWER = ("natural-quality", "face-quality")
 POLICIES = ("centre", "five", "grid2x3", "random7:seed9", "cover")
 
 
@@ -112,7 +111,8 @@ def compare(tools: Path, paths: Sequence[Path], bundle: Bundle, scene: str, smal
     return same, refused
 
 
-@pytest.mark.parametrize("scene", ["underwater-quality", *(pytest.param(s, marks=pytest.mark.long) for s in SLOWER)])
+@pytest.mark.long
+@pytest.mark.parametrize("scene", ["natural-quality", "face-quality", "underwater-quality"])
 def test_crops_of_every_kind_of_image(tools: Path, bundle: Bundle, tmp_path: Path, scene: str) -> None:
     paths = [*packaged_photos(), *packaged_golden(), *sorted(DATA.iterdir()), *made(tmp_path)]
     same, refused = compare(tools, paths, bundle, scene, "pad", tmp_path / "crops")

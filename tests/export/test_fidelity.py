@@ -82,7 +82,13 @@ def test_full_size_parity(full: fidelity.Candidate, case: tuple[str, str, dict[s
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("control", fidelity.CONTROLS, ids=" ".join)
+@pytest.mark.parametrize(
+    "control",
+    [
+        pytest.param(control, id=" ".join(control), marks=[] if control[1] == "fp32" else [pytest.mark.long])
+        for control in fidelity.CONTROLS
+    ],
+)
 def test_full_size_fault_is_caught_by_the_same_limit(full: fidelity.Candidate, control: tuple[str, str]) -> None:
     with fidelity.CONTROLS[control](full, control[1]) as path:
         broken = full.difference(path, "onnxruntime", fidelity.CONTROL_CROPS)

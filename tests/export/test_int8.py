@@ -133,6 +133,7 @@ def test_an_engine_that_lost_its_8_bits_is_refused() -> None:
         check_products({"weight_bytes": {"fp16": 40}}, "int8", 0.5)
 
 
+@pytest.mark.long
 def test_the_recipe_replays_exactly(exported: tuple[ExportReport, Bundle], tmp_path: Path) -> None:
     """On another machine, without photos and without a calibration: the same files, byte for byte."""
     replayed = export(

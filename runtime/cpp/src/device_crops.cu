@@ -54,9 +54,11 @@ public:
     }
 
     template <typename T>
-    const T* filled(const std::vector<T>& values) {
+    const T* filled(const std::vector<T>& values, cudaStream_t stream) {
         T* const to = room<T>(values.size());
-        check(cudaMemcpy(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+        // On the kernel's own stream, which waits for no other; `values` may be a temporary.
+        check(cudaMemcpyAsync(to, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice, stream), "upload");
+        check(cudaStreamSynchronize(stream), "upload");
         return to;
     }
 
@@ -83,6 +85,7 @@ public:
         constexpr unsigned threads = 128;
         const dim3 grid((static_cast<unsigned>(job.width) + threads - 1) / threads, static_cast<unsigned>(job.height),
                         static_cast<unsigned>(windows));
+        (void)cudaGetLastError();  // what an earlier call of somebody else left
         cut<<<grid, threads, 0, stream_.get()>>>(job);
         check(cudaGetLastError(), "cutting crops");
         check(cudaStreamSynchronize(stream_.get()), "cutting crops");
@@ -99,10 +102,10 @@ private:
         std::vector<int> corners{0, 0};
         if (!places.empty()) corners.clear();
         for (const auto& [top, left] : places) corners.insert(corners.end(), {top, left});
-        job_.corners = corners_.filled(corners);
+        job_.corners = corners_.filled(corners, stream_.get());
         job_.factor = whole_factor(frame.width, frame.height, reduced.width, reduced.height);
-        job_.columns = columns_.filled(area_spans(frame.width, reduced.width));
-        job_.rows = rows_.filled(area_spans(frame.height, reduced.height));
+        job_.columns = columns_.filled(area_spans(frame.width, reduced.width), stream_.get());
+        job_.rows = rows_.filled(area_spans(frame.height, reduced.height), stream_.get());
         size_ = {frame.width, frame.height};
         reduced_ = reduced;
         places_ = places;

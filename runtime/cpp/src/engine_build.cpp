@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <ctime>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "engines.h"
@@ -170,10 +171,14 @@ private:
 
     NeededMemory needed(const GraphEntry& graph, const Engines& earlier) const {
         std::optional<std::uint64_t> peak;
+        const auto low_memory = [](const json& entry) {
+            const json options = entry.value("options", json());
+            return options.is_object() && options.value("low_memory", json()) == true;
+        };
         for (const json& entry : earlier.data.at("engines"))
             if (entry.at("graph") == graph.name && entry.at("precision") == graph.precision &&
                 entry.at("flavour") == device_.flavour && entry.value("peak_rss", json()).is_number_unsigned() &&
-                entry.value("options", json::object()).value("low_memory", false) == options_.low_memory)
+                low_memory(entry) == options_.low_memory)
                 peak = std::max(peak.value_or(0), entry.at("peak_rss").get<std::uint64_t>());
         return predict(device_.flavour, bundle_.entry(graph.weights).size, peak);
     }
@@ -209,6 +214,7 @@ private:
         Made made;
         made.plan = spec.plan = temporary_in(folder_);
         made_.push_back(made);
+        std::ofstream("/proc/self/clear_refs") << "5";  // the peak of resident memory starts anew
         const PlanResult done = compile_plan(spec);
         describe(made_.back(), spec, done, timings);
         if (timings.content && !done.timing_cache.empty()) {

@@ -90,8 +90,6 @@ void ask_size(cv::VideoCapture& capture, const Source& source) {
 
 cv::VideoCapture opened(const Source& source, const FrameOptions& options) {
     const Kind& kind = kKinds.at(source.kind);
-    setenv("OPENCV_FFMPEG_LOGLEVEL", "-8", 0);  // our errors say it, and hostile metadata is never logged raw
-    cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
     std::vector<int> parameters;
     if (source.kind == "http" || source.kind == "rtsp") {
         const int wait = static_cast<int>(std::lround((options.timeout + kLonger) * 1000));
@@ -112,7 +110,8 @@ cv::VideoCapture opened(const Source& source, const FrameOptions& options) {
 /// The frame that was grabbed last, RGB; OpenCV has BGR, or grey where a pipeline says so.
 Pixels retrieved(cv::VideoCapture& capture, const Source& source) {
     cv::Mat stored;
-    if (!capture.retrieve(stored) || stored.depth() != CV_8U || (stored.channels() != 1 && stored.channels() != 3))
+    if (!capture.retrieve(stored) || stored.empty() || stored.depth() != CV_8U ||
+        (stored.channels() != 1 && stored.channels() != 3))
         throw input_error(source.name + ": a frame cannot be converted");
     Pixels pixels{stored.cols, stored.rows, Bytes(3 * stored.total())};
     cv::Mat rgb(stored.rows, stored.cols, CV_8UC3, pixels.rgb.data());
@@ -260,6 +259,9 @@ private:
 
 Frames::Frames(const Source& source, const FrameOptions& options) {
     check_source(source, options);
+    // Our errors say it, and hostile metadata is never logged raw. Before there is a second thread.
+    setenv("OPENCV_FFMPEG_LOGLEVEL", "-8", 0);
+    cv::utils::logging::setLogLevel(cv::utils::logging::LOG_LEVEL_SILENT);
     if (source.live)
         reader_ = std::make_unique<Live>(source, options);
     else
@@ -268,7 +270,13 @@ Frames::Frames(const Source& source, const FrameOptions& options) {
 
 Frames::~Frames() = default;
 
-std::optional<Frame> Frames::next() { return reader_->next(); }
+std::optional<Frame> Frames::next() {
+    try {
+        return reader_->next();
+    } catch (const cv::Exception& error) {
+        throw input_error(std::string("OpenCV failed on a frame (") + error.what() + ")");
+    }
+}
 
 void Frames::stop() { reader_->stopped = true; }
 

@@ -74,7 +74,11 @@ private:
     OpenVino(const std::string& graph, const GraphIO& io, const ov::CompiledModel& compiled)
         : Backend(graph), compiled_(compiled) {
         io_ = io;
-        request_ = compiled_.create_infer_request();
+        try {
+            request_ = compiled_.create_infer_request();
+        } catch (const ov::Exception& error) {
+            throw Error(Exit::environment, graph + ": OpenVINO failed (" + shortened(error) + ")");
+        }
     }
 
     static std::vector<float> values(const ov::Tensor& tensor) {

@@ -60,7 +60,11 @@ Scorer::Scorer(const Scorer& other, std::unique_ptr<Backend> backend)
       backend_(std::move(backend)) {}
 
 Scorer::Scorer(Scorer&&) noexcept = default;
-Scorer::~Scorer() = default;
+
+/// After a hang the driver would wait for ever, so what lies on the GPU is left there.
+Scorer::~Scorer() {
+    if (backend_ && backend_->lost()) (void)device_crops_.release();
+}
 
 Scorer Scorer::another() const { return Scorer(*this, backend_->another()); }
 
@@ -88,6 +92,12 @@ Score Scorer::score(const Pixels& pixels, const std::string& where) {
 
 Score Scorer::score(const DeviceFrame& frame, const std::string& where) {
     check_size(frame.width, frame.height, contract_.limits, where);
+    if (!frame.data || frame.pitch < static_cast<std::size_t>(frame.width) * static_cast<std::size_t>(frame.bytes()))
+        throw Error(Exit::usage, where + ": no data, or a pitch below a row");
+    if (backend_->name() == "openvino")
+        throw Error(Exit::usage, where + ": OpenVINO computes on the CPU; the frame lies on the GPU");
+    if (backend_->lost())
+        throw Error(Exit::environment, where + ": the GPU failed in an earlier call", "restart this process");
     const CropPlan plan = plan_crops({frame.width, frame.height}, contract_, scene_, where);
     if (plan.final != plan.reduced)
         throw input_error(where + ": a side under 224 pixels; on the GPU nothing is enlarged");

@@ -12,7 +12,8 @@ namespace {
 const char* const kSchemes[] = {"file", "v4l2", "csi", "rtsp", "rtsps", "http", "https"};
 const char* const kVideos[] = {".avi", ".m4v", ".mjpeg", ".mkv", ".mov", ".mp4", ".mpg", ".ts", ".webm"};
 const std::string kSink = "appsink drop=1 max-buffers=1 sync=false";
-constexpr std::size_t kMaxText = 4096;
+constexpr std::size_t kMaxText = 4096;   // characters
+constexpr std::size_t kMaxBytes = 8192;  // what std::regex does not run out of stack with
 constexpr int kMaxFrame = 7680, kMaxFps = 1000, kMaxSensor = 99;
 
 [[noreturn]] void refuse(const std::string& scheme, const std::string& why, const std::string& hint = "") {
@@ -193,7 +194,7 @@ Source pipeline(const std::string& text) {
 Source parse_source(const std::string& text) {
     const auto starts = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; };  // a character
     const auto characters = static_cast<std::size_t>(std::count_if(text.begin(), text.end(), starts));
-    if (text.empty() || text.find('\0') != text.npos || characters > kMaxText)
+    if (text.empty() || text.find('\0') != text.npos || characters > kMaxText || text.size() > kMaxBytes)
         throw Error(Exit::usage, "a source is empty, has a NUL in it, or is longer than 4096 characters");
     const std::size_t colon = text.find(':');
     if (colon == text.npos) return file(text);

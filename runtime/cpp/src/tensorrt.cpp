@@ -101,6 +101,7 @@ public:
     }
 
     std::unique_ptr<Backend> another() const override { return std::make_unique<TensorRt>(loaded_, use_); }
+    bool lost() const override { return loaded_->dead; }
     std::string name() const override { return engine_flavour(); }
     std::string version() const override { return engine_version(); }
 
@@ -116,10 +117,13 @@ protected:
         try {
             return run_once(images, batch, on_device);
         } catch (const cuda::Failure& failure) {
-            forget();
             if (!failure.out_of_memory()) loaded_->dead = true;
+            if (!loaded_->dead) forget();  // in a lost context a destructor may never return
             throw;
         } catch (const Error&) {
+            const cudaError_t left = stream_ ? cudaStreamQuery(stream_.get()) : cudaSuccess;
+            (void)cudaGetLastError();
+            if (left != cudaSuccess && left != cudaErrorNotReady) loaded_->dead = true;
             if (!loaded_->dead) forget();
             throw;
         }
@@ -133,7 +137,7 @@ private:
         const std::size_t bytes = io_.image_bytes() * static_cast<std::size_t>(batch);
         const cuda::Buffer& input = buffers_.at(io_.input());
         if (on_device)
-            check(cudaMemcpyAsync(input.device(), images, bytes, cudaMemcpyDeviceToDevice, stream_.get()), "copy");
+            check(cudaMemcpyAsync(input.device(), images, bytes, cudaMemcpyDefault, stream_.get()), "copy");
         else
             std::memcpy(input.host(), images, bytes);
         const bool replay = replay_ && replay_uploads_ == !on_device;
@@ -144,8 +148,10 @@ private:
         check(cudaEventRecord(end_.get(), stream_.get()), "cudaEventRecord");
         wait();
         Outputs outputs{values("score"), values("crop_scores")};
-        // The first call of a size ran plainly, so that TensorRT initialised outside any capture.
-        if (!replay && use_.cuda_graph && !no_graph_) capture(!on_device);
+        // The first call of a size ran plainly, so that TensorRT initialised outside any capture. TensorRT-RTX swaps
+        // kernels in the background at first, and a captured graph would keep the slow ones.
+        const bool graphs = use_.cuda_graph && engine_flavour() != "tensorrt-rtx";
+        if (!replay && graphs && !no_graph_) capture(!on_device);
         return outputs;
     }
 
@@ -215,7 +221,7 @@ private:
         bool whole = true;
         try {
             enqueue(upload);
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             whole = false;
         }
         cudaGraph_t recorded = nullptr;
@@ -242,6 +248,7 @@ private:
         context_.reset();
         buffers_.clear();
         batch_ = 0;
+        (void)cudaGetLastError();
     }
 
     std::shared_ptr<Loaded> loaded_;

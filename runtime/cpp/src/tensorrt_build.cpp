@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdio>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -16,10 +17,10 @@
 #include "tensorrt_log.h"
 #include "tensorrt_proof.h"
 
-// TensorRT can hand the plan over piece by piece (10.9 on): it is then never held as a whole. TensorRT-RTX only where
-// its own headers are used: with those of TensorRT 11.1 the call lands in another function, says that it is done, and
-// writes nothing.
-#if (NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 13) && (!defined(GAMMA_TENSORRT_RTX) || defined(TRT_MAJOR_RTX))
+// TensorRT can hand the plan over piece by piece (10.9 on): it is then never held as a whole. Not TensorRT-RTX: with
+// the headers of TensorRT 11.1 the call lands in another function of it, says that it is done, and writes nothing, and
+// with its own headers it was never tried.
+#if (NV_TENSORRT_MAJOR > 10 || NV_TENSORRT_MINOR >= 13) && !defined(GAMMA_TENSORRT_RTX)
 #define GAMMA_STREAMS_PLANS
 #endif
 
@@ -30,17 +31,19 @@ using nvinfer1::Dims;
 const char* const kNoMemory =
     "--low-memory, lower --workspace-mib, close other programs, add swap, or build on a larger machine";
 
-/// TensorRT's nested phases; the fraction is that of the outermost one.
+/// TensorRT's nested phases; the fraction is that of the outermost one. TensorRT calls from several of its threads.
 class Monitor final : public nvinfer1::IProgressMonitor {
 public:
     explicit Monitor(std::function<bool(const std::string&, double)> report) : report_(std::move(report)) {}
 
     void phaseStart(char const* name, char const*, std::int32_t steps) noexcept override {
+        const std::lock_guard<std::mutex> held(mutex_);
         phases_.push_back({name, 0, std::max(steps, 1)});
         report(name);
     }
 
     bool stepComplete(char const* name, std::int32_t step) noexcept override {
+        const std::lock_guard<std::mutex> held(mutex_);
         for (Phase& phase : phases_)
             if (phase.name == name) phase.done = step + 1;
         report(name);
@@ -48,11 +51,15 @@ public:
     }
 
     void phaseFinish(char const* name) noexcept override {
+        const std::lock_guard<std::mutex> held(mutex_);
         const auto is = [&](const Phase& phase) { return phase.name == name; };
         phases_.erase(std::remove_if(phases_.begin(), phases_.end(), is), phases_.end());
     }
 
-    bool stopped() const { return stopped_; }
+    bool stopped() const {
+        const std::lock_guard<std::mutex> held(mutex_);
+        return stopped_;
+    }
 
 private:
     struct Phase {
@@ -71,6 +78,7 @@ private:
         }
     }
 
+    mutable std::mutex mutex_;  // report_ is called under it, so it need not be safe itself
     std::function<bool(const std::string&, double)> report_;
     std::vector<Phase> phases_;
     bool stopped_ = false;

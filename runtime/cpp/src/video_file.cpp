@@ -69,9 +69,9 @@ std::uint64_t big_endian(const Bytes& bytes, std::size_t at, std::size_t count) 
 /// AVI: RIFF chunks one after another, each with its length; more than one in files over 1 GB.
 std::uint64_t missing_riff(const Reader& file) {
     std::uint64_t at = 0;
-    while (file.size() >= at + 8) {
+    for (int i = 0; i < kMaxParts && file.size() >= at + 8; ++i) {
         const Bytes head = file.at(at, 8);
-        if (!has(head, 0, "RIFF")) break;  // what programs append
+        if (head.size() < 8 || !has(head, 0, "RIFF")) break;  // what programs append
         at += 8 + (head[4] | std::uint64_t{head[5]} << 8 | std::uint64_t{head[6]} << 16 | std::uint64_t{head[7]} << 24);
         at += at & 1;
     }

@@ -3,7 +3,7 @@
 // GPU are the CPU's byte for byte.
 #include <cuda_runtime_api.h>
 
-#include <cstring>
+#include <exception>
 #include <iostream>
 #include <thread>
 
@@ -34,6 +34,7 @@ public:
         ask(cudaMallocPitch(&memory, &pitch_, row, rows));
         memory_ = memory;
         ask(cudaMemcpy2D(memory_, pitch_, pixels.rgb.data(), row, row, rows, cudaMemcpyHostToDevice));
+        ask(cudaDeviceSynchronize());  // the library waits for no stream of the caller's
         frame_ = {static_cast<const std::uint8_t*>(memory_), pixels.width, pixels.height, pitch_, PixelOrder::rgb};
     }
     ~Uploaded() { cudaFree(memory_); }
@@ -66,7 +67,15 @@ int check(const char* bundle, const char* photo) {
     const double first = scorer.score_file(photo).value, replayed = scorer.score_file(photo).value;
     must(first == replayed, "a replayed CUDA graph scores otherwise");
     double other = 0;
-    std::thread([&] { other = scorer.another().score_file(photo).value; }).join();
+    std::exception_ptr failed;
+    std::thread([&] {
+        try {
+            other = scorer.another().score_file(photo).value;
+        } catch (...) {
+            failed = std::current_exception();
+        }
+    }).join();
+    if (failed) std::rethrow_exception(failed);
     must(first == other, "another thread's context scores otherwise");
     const Contract& contract = scorer.bundle().contract();
     const Pixels pixels = decode(read_file(photo, contract.limits.max_bytes), contract, photo).pixels;

@@ -30,7 +30,10 @@ const char* const kUsage =
 
 volatile std::sig_atomic_t stopped = 0;
 
-void stop(int) { stopped = 1; }
+void stop(int signal) {
+    stopped = 1;
+    std::signal(signal, SIG_DFL);  // the second one does what it always does
+}
 
 struct Options {
     std::string bundle;

@@ -1,5 +1,6 @@
 // gamma-run-cpp: a bundle and images, a video or a camera to scores. A bad image is reported, and the rest goes on.
 #include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -250,10 +251,10 @@ int score_images(const Options& options) {
     return writer.worst();
 }
 
-Frames* running = nullptr;  // of a live source; a signal stops it
+std::atomic<Frames*> running{nullptr};  // of a live source; a signal stops it
 
 void stop(int signal) {
-    if (running) running->stop();
+    if (Frames* const frames = running) frames->stop();
     std::signal(signal, SIG_DFL);  // the second one does what it always does
 }
 
@@ -283,7 +284,7 @@ int score_frames(const Options& options, const Source& source) {
             const Record extra{{"frame", frame->index}, {"seconds", frame->seconds}};
             writer.record(source.name, scorer.scene(), extra, [&] { return scorer.score(frame->pixels, "frame"); });
         }
-    } catch (const Error&) {
+    } catch (...) {
         summary();
         throw;
     }

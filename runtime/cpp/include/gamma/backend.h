@@ -34,13 +34,17 @@ public:
     Backend(const Backend&) = delete;
     Backend& operator=(const Backend&) = delete;
 
-    /// Score `batch` images, uint8 [batch, C, 224, 224, 3] or [batch, H, W, 3]; on the GPU where `on_device` says so.
-    /// Throws Error: gate (a score is NaN or infinite), input (a batch that the graph does not take), environment (no
-    /// memory, or the library failed), usage (on_device, and this backend does not compute there).
+    /// Score `batch` images, uint8 [batch, C, 224, 224, 3] or [batch, H, W, 3]; on the GPU where `on_device` says so,
+    /// and complete there: no stream of the caller's is waited for. Throws Error: gate (a score is NaN or infinite),
+    /// input (a batch that the graph does not take), environment (no memory, or the library failed), usage (on_device,
+    /// and this backend does not compute there).
     Outputs infer(const std::uint8_t* images, int batch, bool on_device = false);
 
     /// The same graph for another thread: weights are shared, everything else is its own.
     virtual std::unique_ptr<Backend> another() const = 0;
+
+    /// The device failed, and nothing that this process computes on it can be trusted any more.
+    virtual bool lost() const { return false; }
 
     const GraphIO& io() const { return io_; }
     double last_ms() const { return last_ms_; }  ///< milliseconds of the last `infer`, by the monotonic clock

@@ -21,7 +21,8 @@ struct Pixels {
 /// How a pixel lies in memory; x is a byte that says nothing.
 enum class PixelOrder { rgb, bgr, rgbx, bgrx };
 
-/// A camera's frame in the first GPU's memory (or in memory that it shares, on a Jetson), 8 bits a channel, upright.
+/// A camera's frame in the first GPU's memory (or in memory that it shares, on a Jetson), 8 bits a channel, upright. It
+/// must be complete before it is scored: no stream of the caller's is waited for.
 struct DeviceFrame {
     const std::uint8_t* data = nullptr;
     int width = 0, height = 0;
