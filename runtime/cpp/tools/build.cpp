@@ -127,7 +127,8 @@ int build(const Options& options) {
         std::cout << all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     }
     if (!options.quiet)
-        std::fprintf(stderr, "next: gamma-selftest-cpp %s --backend tensorrt\n", options.bundle.c_str());
+        std::fprintf(stderr, "next: gamma-selftest-cpp %s --backend %s\n", options.bundle.c_str(),
+                     engine_flavour().c_str());
     return static_cast<int>(Exit::done);
 }
 
