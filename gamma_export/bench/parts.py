@@ -28,7 +28,8 @@ _WHOLE = (
     (PATCH, r"(crops|frames|frame|patch|tokens|ln_pre)(?=[/._:]|$)"),
     (HEAD, r"(head|score|crop_scores)(?=[/._:]|$)"),
 )
-_SHARED, _ADAPTIVE = re.compile(r"(.*/)?shared_"), re.compile(r"(.*/)?adaptive_|gate(?!d)|softmax")
+_SHARED, _ADAPTIVE = re.compile(r"(.*/)?shared_"), re.compile(r"(.*/)?adaptive_|gate(?!d)|softmax|out/scaled")
+# out/scaled: where the halves of a merged product are apart, the scale is the adaptive half's.
 _STOPS = re.compile(r"[\s,+(){}\[\]\x1e\x1f]+")  # between the names in a fused node's
 
 

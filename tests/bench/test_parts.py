@@ -33,6 +33,7 @@ BOTH = {SHARED: Fraction(1, 4), ADAPTIVE: Fraction(3, 4)}
         ("blocks.6/moae/out/shared_rows", SHARED),
         ("blocks.6.moae.out.shared_out.weight/dequantised", SHARED),
         ("blocks.6/moae/adaptive_out", ADAPTIVE),
+        ("blocks.6/moae/out/scaled/DequantizationMultiply", ADAPTIVE),
         ("blocks.6/moae/gate/bias/cast_softmax", ADAPTIVE),
         ("blocks.6/moae/gates", ADAPTIVE),
         ("blocks.6/moae/gate_column", ADAPTIVE),
