@@ -23,7 +23,9 @@ from gamma_runtime.threads import inference_threads
 
 __all__ = ["Peak", "cache_bytes", "copy_bytes", "measure_peak"]
 
-_SIDE = 1536  # of the square matrices: 28 MB in all, 3.6e9 multiply-adds
+# Of the square matrices. Small ones end soon, and the best of many short products is less disturbed by other load; too
+# small for many threads.
+_SIDE, _SIDE_OF_MANY, _MANY = 1024, 2048, 8
 _LEAST_COPY, _MOST_COPY, _TIMES_CACHE = 64 << 20, 512 << 20, 4
 _BLAS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -32,7 +34,7 @@ _TIMEOUT = 120.0  # seconds
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The best of several repetitions.
+    """The best of several repetitions; other load while it was measured makes it too low, and every share too high.
 
     Attributes:
         gmacs: 1e9 float32 multiply-adds a second.
@@ -124,9 +126,10 @@ def _best(work: Callable[[], object], seconds: float) -> float:
 
 def _main(threads: str, seconds: str, size: str) -> None:
     """The child: both peaks as JSON."""
-    a, b = (np.random.default_rng(seed).random((_SIDE, _SIDE), np.float32) for seed in range(2))
+    side = _SIDE if int(threads) < _MANY else _SIDE_OF_MANY
+    a, b = (np.random.default_rng(seed).random((side, side), np.float32) for seed in range(2))
     product = np.empty_like(a)
-    gmacs = _SIDE**3 / _best(lambda: np.matmul(a, b, out=product), float(seconds)) / 1e9
+    gmacs = side**3 / _best(lambda: np.matmul(a, b, out=product), float(seconds)) / 1e9
     source, target = np.ones(int(size), np.uint8), np.zeros(int(size), np.uint8)
     pairs = list(zip(np.array_split(source, int(threads)), np.array_split(target, int(threads)), strict=True))
     with ThreadPoolExecutor(int(threads)) as pool:  # a copy lets go of Python's lock; one core seldom fills the bus
