@@ -18,7 +18,16 @@ from gamma_runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Attention", "Product", "count_macs", "find_attention", "find_products", "stream_taps", "taps_of"]
+__all__ = [
+    "Attention",
+    "Product",
+    "count_macs",
+    "find_attention",
+    "find_products",
+    "node_macs",
+    "stream_taps",
+    "taps_of",
+]
 
 _INSIDE = ("attn/qkv", "attn/out", "mlp/in", "mlp/out", "moae/in", "moae/out")
 _STREAM = ("attn/add", "mlp/add", "moae/add")
@@ -141,16 +150,25 @@ def stream_taps(model: onnx.ModelProto) -> list[Tap]:
     return [Tap(name, name) for name in names]
 
 
-def count_macs(model: onnx.ModelProto) -> int:
-    """Multiply-adds of one crop in all matrix products of a graph."""
+def node_macs(model: onnx.ModelProto) -> dict[str, int]:
+    """Multiply-adds of one crop in each matrix product of a graph, by node; also where weights are in 8 or 4 bits."""
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     tokens, width = shapes["tokens.constant"]
-    total = 0
+    for node in model.graph.node:
+        if node.op_type in ("Cast", "DequantizeLinear") and node.input[0] in shapes:
+            shapes[node.output[0]] = shapes[node.input[0]]
+    found = {}
     for node in model.graph.node:
         if node.op_type == "Attention":
-            total += 2 * tokens * tokens * width
+            found[node.name] = 2 * tokens * tokens * width
         elif node.op_type == "MatMul" and node.input[1] in shapes:
-            total += (1 if node.name.startswith("head/") else tokens) * math.prod(shapes[node.input[1]])
+            rows = 1 if node.name.startswith("head/") else tokens
+            found[node.name] = rows * math.prod(shapes[node.input[1]])
         elif node.op_type == "MatMul":  # of two activations: attention's scores, and their mix of the values
-            total += tokens * tokens * width
-    return total
+            found[node.name] = tokens * tokens * width
+    return found
+
+
+def count_macs(model: onnx.ModelProto) -> int:
+    """Multiply-adds of one crop in all matrix products of a graph."""
+    return sum(node_macs(model).values())

@@ -13,7 +13,7 @@ from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 from gamma_runtime.threads import inference_threads
 
-__all__ = ["OnnxRuntimeBackend", "unwanted_optimizers"]
+__all__ = ["OnnxRuntimeBackend", "session_options", "unwanted_optimizers"]
 
 _PROVIDERS = ["CPUExecutionProvider"]
 _TYPES = {"tensor(uint8)": "uint8", "tensor(float)": "float32"}
@@ -28,15 +28,7 @@ class OnnxRuntimeBackend(Backend):
     def __init__(self, graph: Path, threads: int | None = None) -> None:
         count = inference_threads(threads)
         ort = require("onnxruntime", "cpu")
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.intra_op_num_threads = count  # left alone, the library also pins them to processors
-        options.inter_op_num_threads = 1
-        # Threads spin between the products of a call (sleeping costs a few percent), on processors that `BUDGET` has
-        # given to the call; when it ends they stop at once, or they would keep a decoder off its processor.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options = session_options(ort, count)
         try:
             # An absolute path: external data is looked up beside it, and nowhere else.
             session = ort.InferenceSession(
@@ -60,6 +52,20 @@ class OnnxRuntimeBackend(Backend):
 
     def _close(self) -> None:
         self._session = None
+
+
+def session_options(ort: Any, threads: int) -> Any:
+    """How every session of ours runs, on so many threads; ``ort`` is the library."""
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads  # left alone, the library also pins them to processors
+    options.inter_op_num_threads = 1
+    # Threads spin between the products of a call (sleeping costs a few percent), on processors that `BUDGET` has
+    # given to the call; when it ends they stop at once, or they would keep a decoder off its processor.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def unwanted_optimizers(graph: Path) -> list[str]:

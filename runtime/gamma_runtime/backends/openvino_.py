@@ -13,7 +13,7 @@ from gamma_runtime.cli import require
 from gamma_runtime.errors import EnvironmentFault, GammaError, InputError
 from gamma_runtime.threads import inference_threads, usable_cpus
 
-__all__ = ["OpenVinoBackend"]
+__all__ = ["OpenVinoBackend", "compile_config"]
 
 _DEVICE = "CPU"
 _NAMES = ("crops", "frames", "score", "crop_scores")
@@ -28,15 +28,8 @@ class OpenVinoBackend(Backend):
     def __init__(self, graph: Path, threads: int | None = None) -> None:
         count = inference_threads(threads)
         ov = require("openvino", "cpu")
-        config: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": count,
-            # Where a call takes every processor. With fewer threads, two processes would be pinned to the same ones.
-            "ENABLE_CPU_PINNING": count >= usable_cpus(),
-        }
         try:
-            compiled = ov.Core().compile_model(str(graph.absolute()), _DEVICE, config)
+            compiled = ov.Core().compile_model(str(graph.absolute()), _DEVICE, compile_config(count))
             precision = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
             devices = list(compiled.get_property("EXECUTION_DEVICES"))
         except Exception as error:  # the library's exceptions share no base class
@@ -61,6 +54,17 @@ class OpenVinoBackend(Backend):
     def _close(self) -> None:
         self._request = None
         self._compiled = None
+
+
+def compile_config(threads: int) -> dict[str, Any]:
+    """How every model of ours is compiled, for so many threads."""
+    return {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Where a call takes every processor. With fewer threads, two processes would be pinned to the same ones.
+        "ENABLE_CPU_PINNING": threads >= usable_cpus(),
+    }
 
 
 def _table(ports: list[Any]) -> dict[str, tuple[str, Shape]]:
