@@ -1,0 +1,94 @@
+"""What people read: a table on the terminal and a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gamma_export.bench.result import Result, Row
+
+__all__ = ["TITLES", "cells", "markdown", "text"]
+
+TITLES = ("backend", "what", "unit", "p50", "p90", "p99", "max", "mean", "sd", "n", "±median")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One line of the table; ± is the 95 % interval of the median where it was aimed at."""
+    one = row.summary
+    numbers = (one.p50, one.p90, one.p99, one.max, one.mean, one.sd)
+    width = "" if row.half_width is None else f"{row.half_width:.1%}"
+    return (row.backend, row.name, row.unit, *(f"{number:.4g}" for number in numbers), str(one.n), width)
+
+
+def text(result: Result) -> str:
+    """The table, what belongs to it, and the verdict."""
+    from gamma_runtime.tables import text_table
+
+    lines = [text_table(TITLES, [cells(row) for row in result.rows], right=TITLES[3:]), *_contenders(result)]
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join([*lines, f"verdict: {result.verdict}"])
+
+
+def _contenders(result: Result) -> list[str]:
+    said = []
+    for one in result.contenders:
+        gpu = "" if one["gpu_mib"] is None else f", {one['gpu_mib']:.0f} MiB of GPU memory"
+        memory = "unknown" if one["peak_host_mib"] is None else f"{one['peak_host_mib']:.0f} MiB"
+        said.append(
+            f"{one['backend']} {one['version']}: {one['threads']} threads, {one['crops']} crops, peak memory {memory}"
+            f"{gpu}, scores within {one['score_difference']:.1e} of {result.contenders[0]['backend']}'s"
+        )
+    return said
+
+
+def markdown(result: Result) -> str:
+    """A page that says what was measured, on what, how, and whether it holds."""
+    bundle, machine, photos = result.bundle, result.machine, result.photos
+    lines = [
+        f"# gamma-bench: {bundle['name']}",
+        "",
+        f"**{result.verdict}**",
+        "",
+        f"Scene {result.scene}, {bundle['precision']}, {photos['count']} photos, bundle {bundle['sha256'][:12]}, "
+        f"{machine['cpu']}, {machine['cores']} processors, {machine['date']}.",
+        "",
+        *_table(TITLES, [cells(row) for row in result.rows]),
+        "",
+        *(f"- {line}" for line in (*_contenders(result), *_thinned(result), *result.notes)),
+        "",
+        "## Machine",
+        "",
+        *_table(("what", "before", "after"), _conditions(result)),
+        "",
+        *_table(("fact", "value"), [(name, _plain(value)) for name, value in machine.items()]),
+        "",
+        "## Settings",
+        "",
+        *_table(("flag", "value"), [(name, _plain(value)) for name, value in result.settings.items()]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _thinned(result: Result) -> list[str]:
+    """Rows whose samples in result.json are a selection; the table's numbers are of all."""
+    return [
+        f"{row.backend} {row.name}: {len(row.samples)} of {row.summary.n} samples are kept in result.json"
+        for row in result.rows
+        if row.thinned
+    ]
+
+
+def _conditions(result: Result) -> list[tuple[str, str, str]]:
+    return [(name, _plain(value), _plain(result.after[name])) for name, value in result.before.items()]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        value = ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    elif isinstance(value, list | tuple):
+        value = ", ".join(_plain(item) for item in value)
+    return "not readable here" if value is None or value == "" else str(value)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    made = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    return made + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
