@@ -10,7 +10,7 @@ from gamma_export.bench.result import Result, Row
 from gamma_export.bench.stats import median_ratio
 from gamma_runtime.errors import UsageError
 
-__all__ = ["MARGIN", "Comparison", "compare", "differences", "lines", "word"]
+__all__ = ["MARGIN", "Comparison", "compare", "differences", "lines", "remarks", "word"]
 
 MARGIN = 0.02  # two processes of one program differ by as much; smaller differences are no news
 _LEAST = 3  # samples of each side
@@ -43,6 +43,23 @@ def differences(first: Result, second: Result) -> list[str]:
         ("machines (GPUs)", first.machine.get("gpus"), second.machine.get("gpus")),
     )
     return [f"different {what}: {a} and {b}" for what, a, b in pairs if a != b]
+
+
+def remarks(first: Result, second: Result) -> list[str]:
+    """What differs, may differ, and should be read with the ratios, in sentences."""
+    pairs = [
+        ("precision", first.bundle["precision"], second.bundle["precision"]),
+        ("bundle", first.bundle["sha256"][:12], second.bundle["sha256"][:12]),
+    ]
+    theirs = {one["backend"]: one for one in second.contenders}
+    for one in first.contenders:
+        other = theirs.get(one["backend"], {})
+        pairs += [
+            (f"{one['backend']} {what}", one[what], other[what])
+            for what in ("version", "threads", "crops")
+            if what in other
+        ]
+    return [f"another {what}: {a} in A, {b} in B" for what, a, b in pairs if a != b]
 
 
 def compare(first: Result, second: Result, anyway: bool = False) -> list[Comparison]:

@@ -8,13 +8,18 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gamma_runtime.doctor.machine import Machine, Run, read_machine, run_command
 from gamma_runtime.threads import usable_cpus
 
-__all__ = ["Conditions", "changes", "cpu_model", "facts", "read_conditions", "read_now"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Conditions", "Watch", "changes", "cpu_model", "facts", "read_conditions", "read_now"]
 
 _LIBRARIES = (
     "gamma-edge",
@@ -117,6 +122,47 @@ def cpu_model() -> str:
         text = ""
     match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
     return match[1].strip() if match else platform.processor() or platform.machine()
+
+
+class Watch:
+    """Reads clocks and temperatures every second while something else runs; files only, no command.
+
+    Example:
+        >>> with Watch() as watch:
+        ...     process.wait()
+        >>> watch.seen()["mhz"]
+        {'policy0': [2900, 3000, 3000]}
+    """
+
+    def __init__(self, root: Path = Path("/"), every: float = 1.0) -> None:
+        self._root, self._every = root, every
+        self._mhz: dict[str, list[int]] = {}
+        self._celsius: dict[str, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="gamma-bench-watch", daemon=True)
+
+    def seen(self) -> dict[str, Any]:
+        """``mhz``: least, median and most of each clock; ``celsius_max`` of each thermal zone."""
+        mhz = {name: [min(read), round(statistics.median(read)), max(read)] for name, read in self._mhz.items()}
+        return {"mhz": mhz, "celsius_max": dict(self._celsius)}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while True:
+            machine = read_machine(self._root, lambda _: None)
+            for clock in machine.clocks:
+                self._mhz.setdefault(clock.name, []).append(clock.now_mhz)
+            for zone, celsius in machine.temperatures.items():
+                self._celsius[zone] = max(celsius, self._celsius.get(zone, celsius))
+            if self._over.wait(self._every):
+                return
 
 
 def _thermal(root: Path) -> int | None:

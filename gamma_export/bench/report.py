@@ -59,6 +59,10 @@ def markdown(result: Result) -> str:
         "",
         *_table(("what", "before", "after"), _conditions(result)),
         "",
+        *_table(
+            ("contender", "other programs", "MHz while it ran: least, median, most", "hottest, °C"), _watched(result)
+        ),
+        "",
         *_table(("fact", "value"), [(name, _plain(value)) for name, value in machine.items()]),
         "",
         "## Settings",
@@ -81,12 +85,21 @@ def _conditions(result: Result) -> list[tuple[str, str, str]]:
     return [(name, _plain(value), _plain(result.after[name])) for name, value in result.before.items()]
 
 
+def _watched(result: Result) -> list[tuple[str, str, str, str]]:
+    made = []
+    for one in result.contenders:
+        share = one["share_of_other_programs"]
+        said = "not readable here" if share is None else f"{share:.1%}"
+        made.append((one["backend"], said, _plain(one["mhz"]), _plain(one["celsius_max"])))
+    return made
+
+
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         value = ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
     elif isinstance(value, list | tuple):
         value = ", ".join(_plain(item) for item in value)
-    return "not readable here" if value is None or value == "" else str(value)
+    return "not readable here" if value in (None, "") else str(value)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

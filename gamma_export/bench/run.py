@@ -19,7 +19,7 @@ from typing import Any
 import gamma_export
 from gamma_export.bench.bystanders import Bystanders
 from gamma_export.bench.judge import doubts_of_load, doubts_of_row, remarks_of_row
-from gamma_export.bench.machine import changes, facts, read_now
+from gamma_export.bench.machine import Watch, changes, facts, read_now
 from gamma_export.bench.result import Result, Row, make_row, row_from
 from gamma_export.bench.spec import Spec
 from gamma_runtime import errors
@@ -103,9 +103,10 @@ def measure_all(
         tell(f"measuring {spec.backend}")
         bystanders = Bystanders()
         cold = [child(dataclasses.replace(spec, start_only=True)) for _ in range(starts - 1)]
-        whole = child(spec)
+        with Watch() as watch:
+            whole = child(spec)
         share = bystanders.share()
-        contenders.append({**whole["contender"], "share_of_other_programs": share})
+        contenders.append({**whole["contender"], "share_of_other_programs": share, **watch.seen()})
         made = _merged([row_from(row) for row in whole["rows"]], cold)
         rows += made
         notes += whole["notes"]

@@ -200,21 +200,21 @@ def compare_command(options: CompareOptions) -> int:
 
     Exit code 8 when one of them is not valid.
     """
-    from gamma_export.bench.compare import compare, differences, lines
+    from gamma_export.bench.compare import compare, differences, lines, remarks
     from gamma_export.bench.result import read_result
     from gamma_runtime.tables import text_table
 
     results = {name: read_result(getattr(options, name)) for name in ("first", "second")}
     first, second = results.values()
     rows = compare(first, second, options.anyway)
-    remarks = differences(first, second)
+    said = differences(first, second) + remarks(first, second)
     doubted = [f"{quoted(getattr(options, name))} is {one.verdict}" for name, one in results.items() if not one.valid]
     if options.json:
-        plain: dict[str, Any] = {"rows": [dataclasses.asdict(row) for row in rows], "remarks": remarks + doubted}
+        plain: dict[str, Any] = {"rows": [dataclasses.asdict(row) for row in rows], "remarks": said + doubted}
         out(json.dumps(plain, allow_nan=False))
     else:
         out(text_table(_COMPARE, lines(rows), right=_COMPARE[3:6]))
-        for remark in remarks + doubted:
+        for remark in said + doubted:
             out(f"note: {remark}")
     return EXIT_INVALID_MEASUREMENT if doubted and not options.anyway else EXIT_OK
 

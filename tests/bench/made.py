@@ -33,6 +33,8 @@ def result(rows: Sequence[Row], **fields: Any) -> Result:
         "scores": [0.5],
         "score_difference": 0.0,
         "share_of_other_programs": 0.0,
+        "mhz": {"policy0": [2900, 3000, 3000]},
+        "celsius_max": {},
     }
     plain: dict[str, Any] = {
         "machine": {"cpu": "a cpu", "cores": 2, "model": None, "gpus": [], "date": "2026-11-28T00:00:00+00:00"},

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from gamma_export.bench.compare import compare
+from gamma_export.bench.measure import measure
 from gamma_export.bench.result import Result, Row, read_result
+from gamma_export.bench.spec import Spec
 from gamma_export.bench.split import PARTS, probed
 from gamma_export.commands.bench import BenchOptions, bench_command, numbers
 from gamma_runtime import crops
@@ -59,10 +61,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(place: Path) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """The real command, both backends."""
+    """The real command, both backends, where torch and onnx cannot be imported, as on a Jetson."""
     out = place / "new" / "results"
     words = [*COMMAND, str(place / "a bundle.gamma"), str(place), *SHORT, "--json", "--out", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    absent = place / "absent"
+    absent.mkdir()
+    for name in ("torch", "onnx"):
+        (absent / f"{name}.py").write_text(f"raise ModuleNotFoundError('no {name} here', name='{name}')\n")
+    paths = os.pathsep.join([str(absent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode in (EXIT_OK, EXIT_INVALID_MEASUREMENT), done.stderr
     return done, out
 
@@ -110,6 +118,7 @@ def test_the_split_adds_up_to_each_end_to_end(found: Result, backend: str) -> No
     (whole,) = rows_of(found, backend, "end-to-end")
     parts = [rows_of(found, backend, f"split: {part}")[0].samples for part in PARTS]
     assert len(whole.samples) >= 10
+    assert 0 < whole.extra["infer_share"] < 1
     for total, *pieces in zip(whole.samples, *parts, strict=True):
         assert sum(pieces) == pytest.approx(total, abs=6e-4)  # six numbers rounded to 1e-4
         assert min(pieces) >= 0
@@ -153,6 +162,38 @@ def test_the_clocks_are_taken_away_again(place: Path) -> None:
         assert "prepare" not in vars(scorer.panel)
         assert "infer_images" not in vars(scorer.panel.graphs[0].backend)
         assert scorer.score(image) == before
+
+
+def test_a_device_that_has_a_clock_gets_a_row_of_its_own(place: Path) -> None:
+    with load(place / "a bundle.gamma") as scorer:
+        prepared = scorer.prepare(place / "0.jpg")
+        with probed(scorer) as probe:
+            assert set(probe.call([prepared])) == {"call", "backend"}
+            vars(scorer.panel.graphs[0].backend)["last_device_ms"] = 1.5  # as a TensorRT backend has it
+            assert probe.call([prepared])["device"] == 1.5
+
+
+def test_of_many_photos_the_first_ones_are_timed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gamma_export.bench.measure._MAX_PHOTOS", 1)
+    spec = Spec(
+        bundle=str(place / "a bundle.gamma"),
+        scene="natural-quality",
+        backend="onnxruntime",
+        precision="fp32",
+        threads=1,
+        engine_dir=None,
+        photos=(str(place / "0.jpg"), str(place / "1.jpg")),
+        batches=(9,),
+        rates=(),
+        streams=(),
+        seconds=0.01,
+        within=0.5,
+    )
+    assert Spec.from_json(spec.to_json()) == spec
+    said = measure(spec)
+    assert "onnxruntime: of 2 photos the first 1 are timed" in said["notes"]
+    assert len(said["contender"]["scores"]) == 2
+    assert {row["batch"] for row in said["rows"] if row["metric"] == "call"} == {1}  # the graph's least
 
 
 def test_a_bundle_that_cannot_be_opened(tmp_path: Path, place: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gamma_export.bench.compare import compare, differences, word
+from gamma_export.bench.compare import compare, differences, remarks, word
 from gamma_export.bench.report import markdown, text
 from gamma_export.bench.result import Result, read_result
 from gamma_export.bench.sampling import WarmUp
@@ -85,6 +85,18 @@ def test_different_things_are_refused_unless_asked_for() -> None:
     assert differences(base, changed(base, "bundle", sha256="f" * 64, precision="int8")) == []
 
 
+def test_what_may_differ_is_remarked() -> None:
+    base = result([row(around(10.0))])
+    other = changed(base, "bundle", sha256="f" * 64, precision="int8")
+    other = dataclasses.replace(other, contenders=({**base.contenders[0], "threads": 4},))
+    assert remarks(base, other) == [
+        "another precision: fp32 in A, int8 in B",
+        "another bundle: 000000000000 in A, ffffffffffff in B",
+        "another onnxruntime threads: 2 in A, 4 in B",
+    ]
+    assert remarks(base, base) == []
+
+
 def written(path: Path, made: Result) -> Path:
     path.write_text(made.to_json())
     return path
@@ -148,5 +160,6 @@ def test_reports_show_rows_notes_and_verdict() -> None:
         assert "1.3%" in page
         assert "a note" in page
         assert "not valid because it was | busy" in page
+    assert "policy0 2900, 3000, 3000" in markdown(made)
     assert "| governors | policy0 performance | policy0 performance |" in markdown(made)
     assert "| power_mode | not readable here | not readable here |" in markdown(made)

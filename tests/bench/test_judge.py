@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gamma_export.bench.judge import doubts_of_load, doubts_of_row, remarks_of_row
-from gamma_export.bench.machine import Conditions, changes, cpu_model, facts, read_conditions
+from gamma_export.bench.machine import Conditions, Watch, changes, cpu_model, facts, read_conditions
 from gamma_export.bench.sampling import WarmUp
 from gamma_runtime.doctor.machine import Clock, Gpu, Machine
 from tests.bench.made import result, row
@@ -108,6 +108,25 @@ def test_conditions_are_read_from_sys(tmp_path: Path) -> None:
     assert (found.power_mode, found.slowed_by) == ("15W", ("its temperature",))
     nothing = read_conditions(Machine(), tmp_path / "no")
     assert (nothing.thermal_throttles, nothing.quota_throttles) == (None, None)
+
+
+def test_the_watch_keeps_extremes(tmp_path: Path) -> None:
+    policy, zone = (tmp_path / name for name in ("sys/devices/system/cpu/cpufreq/policy0", "sys/class/thermal"))
+    zone = zone / "thermal_zone0"
+    policy.mkdir(parents=True)
+    zone.mkdir(parents=True)
+    for path, text in ((policy / "cpuinfo_max_freq", "3000000"), (zone / "type", "cpu")):
+        path.write_text(text)
+    (policy / "scaling_cur_freq").write_text("2000000")
+    (zone / "temp").write_text("61000")
+    with Watch(tmp_path, every=0.001) as watch:
+        while not watch.seen()["mhz"]:
+            pass
+        (policy / "scaling_cur_freq").write_text("1000000")
+        while watch.seen()["mhz"]["policy0"][0] != 1000:
+            pass
+    assert (watch.seen()["mhz"]["policy0"][0], watch.seen()["mhz"]["policy0"][2]) == (1000, 2000)
+    assert watch.seen()["celsius_max"] == {"cpu": 61.0}
 
 
 def test_facts_name_the_machine() -> None:
