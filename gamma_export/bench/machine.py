@@ -143,7 +143,7 @@ class Watch:
 
     def seen(self) -> dict[str, Any]:
         """``mhz``: least, median and most of each clock; ``celsius_max`` of each thermal zone."""
-        mhz = {name: [min(read), round(statistics.median(read)), max(read)] for name, read in self._mhz.items()}
+        mhz = {name: [min(read), round(statistics.median(read)), max(read)] for name, read in list(self._mhz.items())}
         return {"mhz": mhz, "celsius_max": dict(self._celsius)}
 
     def __enter__(self) -> Self:
