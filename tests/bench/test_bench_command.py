@@ -259,7 +259,8 @@ def wait_for(what: Any) -> Any:
 def begun(folder: Path, *more: str, **environment: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """The command while it measures, and the process that does it."""
     make(folder)
-    words = [*COMMAND, str(folder / "a bundle.gamma"), str(folder), "--seconds", "60", "--starts", "1", *more]
+    words = [*COMMAND, str(folder / "a bundle.gamma"), str(folder), "--seconds", "60", "--starts", "1"]
+    words += ["--threads", "2", *more]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
     try:
         assert process.stderr is not None
