@@ -46,7 +46,7 @@ def markdown(result: Result) -> str:
     lines = [
         f"# gamma-bench: {bundle['name']}",
         "",
-        f"**{result.verdict}**",
+        *_verdict(result),
         "",
         f"Scene {result.scene}, {bundle['precision']}, {photos['count']} photos, bundle {bundle['sha256'][:12]}, "
         f"{machine['cpu']}, {machine['cores']} processors, {machine['date']}.",
@@ -67,9 +67,13 @@ def markdown(result: Result) -> str:
         "",
         "## Settings",
         "",
-        *_table(("flag", "value"), [(name, _plain(value)) for name, value in result.settings.items()]),
+        *_table(("flag", "value"), [(name, _plain(value, "default")) for name, value in result.settings.items()]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _verdict(result: Result) -> list[str]:
+    return ["**valid**"] if result.valid else ["**not valid because**", "", *(f"- {doubt}" for doubt in result.doubts)]
 
 
 def _thinned(result: Result) -> list[str]:
@@ -94,12 +98,13 @@ def _watched(result: Result) -> list[tuple[str, str, str, str]]:
     return made
 
 
-def _plain(value: object) -> str:
+def _plain(value: object, absent: str = "not readable here") -> str:
+    """Words for a value of the JSON: None and an empty mapping are absent, an empty list holds none."""
     if isinstance(value, dict):
-        value = ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
-    elif isinstance(value, list | tuple):
-        value = ", ".join(_plain(item) for item in value)
-    return "not readable here" if value in (None, "") else str(value)
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or absent
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or "none"
+    return absent if value is None else str(value)
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

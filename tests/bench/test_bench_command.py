@@ -89,7 +89,8 @@ def test_exit_code_verdict_and_files_agree(run: tuple[Any, Path], found: Result)
     assert (done.returncode == EXIT_OK) == found.valid
     assert json.loads(done.stdout) == json.loads((out / "result.json").read_text())
     page = (out / "report.md").read_text()
-    assert f"**{found.verdict}**" in page
+    assert ("**valid**" if found.valid else "**not valid because**") in page
+    assert all(f"- {doubt}\n" in page for doubt in found.doubts)
     assert all(row.name in page for row in found.rows)
     assert sorted(path.name for path in out.iterdir()) == ["report.md", "result.json"]
     assert "next: gamma-bench compare" in done.stderr

@@ -159,7 +159,11 @@ def test_reports_show_rows_notes_and_verdict() -> None:
         assert "call batch=1" in page
         assert "1.3%" in page
         assert "a note" in page
-        assert "not valid because it was | busy" in page
+        assert "it was | busy" in page
+    assert text(made).endswith("verdict: not valid because it was | busy")
     assert "policy0 2900, 3000, 3000" in markdown(made)
     assert "| governors | policy0 performance | policy0 performance |" in markdown(made)
     assert "| power_mode | not readable here | not readable here |" in markdown(made)
+    assert "| slowed_by | none | none |" in markdown(made)
+    assert "| threads | default |" in markdown(dataclasses.replace(made, settings={"threads": None}))
+    assert "**valid**" in markdown(result([row([1.0])]))
