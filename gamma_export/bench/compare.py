@@ -10,7 +10,7 @@ from gamma_export.bench.result import Result, Row
 from gamma_export.bench.stats import median_ratio
 from gamma_runtime.errors import UsageError
 
-__all__ = ["MARGIN", "Comparison", "compare", "differences", "lines", "remarks", "word"]
+__all__ = ["MARGIN", "Comparison", "compare", "differences", "lines", "queued", "remarks", "word"]
 
 MARGIN = 0.02  # two processes of one program differ by as much; smaller differences are no news
 _LEAST = 3  # samples of each side
@@ -59,7 +59,13 @@ def remarks(first: Result, second: Result) -> list[str]:
             for what in ("version", "threads", "crops")
             if what in other
         ]
-    return [f"another {what}: {a} in A, {b} in B" for what, a, b in pairs if a != b]
+    behind = [
+        f"{row.backend} {row.name}: {name} cannot keep up, so its latencies are not compared"
+        for name, one in (("A", first), ("B", second))
+        for row in one.rows
+        if queued(row)
+    ]
+    return [f"another {what}: {a} in A, {b} in B" for what, a, b in pairs if a != b] + behind
 
 
 def compare(first: Result, second: Result, anyway: bool = False) -> list[Comparison]:
@@ -84,10 +90,19 @@ def compare(first: Result, second: Result, anyway: bool = False) -> list[Compari
     single = len(first.contenders) == len(second.contenders) == 1
     theirs = {_key(row, single): row for row in second.rows}
     pairs = [(row, theirs[key]) for row in first.rows if (key := _key(row, single)) in theirs]
-    fitting = [(a, b) for a, b in pairs if min(len(a.samples), len(b.samples)) >= _LEAST and a.summary.p50 > 0]
+    fitting = [
+        (a, b)
+        for a, b in pairs
+        if min(len(a.samples), len(b.samples)) >= _LEAST and a.summary.p50 > 0 and not queued(a) and not queued(b)
+    ]
     if not fitting:
         raise UsageError("these two have no row in common with three samples each", hint="measure the same metrics")
     return [_compared(a, b) for a, b in fitting]
+
+
+def queued(row: Row) -> bool:
+    """Whether a paced row is of a queue that grew: how long one waits there depends on how long one measured."""
+    return row.metric == "paced" and (row.extra["dropped"] > 0 or row.extra["late"] > row.summary.n / 2)
 
 
 def _key(row: Row, single: bool) -> _Key:

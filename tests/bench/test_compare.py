@@ -59,6 +59,21 @@ def test_only_common_rows_are_compared() -> None:
         compare(first, result([row(around(1.0), metric="other")]))
 
 
+def paced(late: int, dropped: int) -> Result:
+    extra = {"late": late, "dropped": dropped, "scored": 200 - dropped}
+    return result([row(around(10.0)), row(around(10.0), metric="paced", batch=None, rate=30.0, extra=extra)])
+
+
+@pytest.mark.parametrize(("late", "dropped"), [(120, 0), (20, 3)])
+def test_a_growing_queue_is_not_compared(late: int, dropped: int) -> None:
+    calm, behind = paced(20, 0), paced(late, dropped)
+    assert [one.name for one in compare(calm, calm)] == ["call batch=1", "paced rate=30"]
+    assert (
+        [one.name for one in compare(calm, behind)] == [one.name for one in compare(behind, calm)] == ["call batch=1"]
+    )
+    assert remarks(calm, behind) == ["onnxruntime paced rate=30: B cannot keep up, so its latencies are not compared"]
+
+
 def test_single_contenders_are_compared_whatever_their_names() -> None:
     (found,) = compare(result([row(around(10.0))]), result([row(around(5.0), backend="openvino")]))
     assert found.backend == "onnxruntime → openvino"
