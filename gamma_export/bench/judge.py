@@ -8,7 +8,7 @@ from gamma_export.bench.result import Row
 __all__ = ["MAX_DRIFT", "MAX_SPREAD", "doubts_of_load", "doubts_of_row", "remarks_of_row"]
 
 MAX_DRIFT = 0.05  # by which the second half's median may differ from the first's
-MAX_SPREAD = 0.15  # (p90 - p50) / p50 of the speeds of a throughput row's stretches, downwards as well
+MAX_SPREAD = 0.15  # half of the middle half's width of a throughput row's stretches, over their median
 
 
 def doubts_of_row(row: Row, within: float) -> list[str]:
