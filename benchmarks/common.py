@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gamma_export.bench.bystanders import Bystanders
+from gamma_export.bench.machine import cpu_model
 from gamma_runtime.cli import log, option
 from gamma_runtime.engines.host import memory_mib
 from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, EnvironmentFault, UsageError
@@ -29,7 +31,6 @@ from gamma_runtime.errors import EXIT_GATE, EXIT_INVALID_MEASUREMENT, EXIT_OK, E
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "build" / "benchmarks"
-MAX_FOREIGN = 0.1  # share of the processor that others may take while we measure
 MAX_SPREAD = 0.15  # of a contender's rounds, (most - least) / median
 _LIBRARIES = ("numpy", "torch", "onnx", "onnxruntime", "openvino", "opencv-python-headless", "gamma-edge")
 
@@ -118,16 +119,6 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def cpu_model() -> str:
-    """The processor's name as the kernel gives it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        text = ""
-    match = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", text, re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine()
-
-
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -141,40 +132,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-class Bystanders:
-    """How much of the processor other programs took since this object was made."""
-
-    def __init__(self) -> None:
-        self._start = self._clock()
-
-    @staticmethod
-    def _clock() -> tuple[float, float, float] | None:
-        """Seconds by the clock, of all processors' work, and of this process and its finished children."""
-        try:
-            fields = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
-        except (OSError, ValueError):
-            return None
-        user, nice, system, _, _, irq, softirq, steal = fields  # without idle and waiting for disks
-        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
-        times = os.times()
-        return time.monotonic(), busy, times.user + times.system + times.children_user + times.children_system
-
-    def share(self) -> float | None:
-        """0 to 1 of all processors; None where the kernel does not say."""
-        end = self._clock()
-        if self._start is None or end is None:
-            return None
-        clock, busy, own = (after - before for after, before in zip(end, self._start, strict=True))
-        return round(max(0.0, busy - own) / (clock * (os.cpu_count() or 1)), 3)
-
-    def doubts(self) -> list[str]:
-        """Why the machine was not quiet enough; empty when it was."""
-        share = self.share()
-        if share is None or share <= MAX_FOREIGN:
-            return []
-        return [f"other programs took {share:.0%} of the processor; the limit is {MAX_FOREIGN:.0%}"]
 
 
 def spread(values: Sequence[float]) -> float:

@@ -77,6 +77,11 @@ class Panel:
         """Lowest and highest value of the scale that the scores are on."""
         return self._range if self.scale == "checkpoint" else (0.0, 100.0)
 
+    @property
+    def graphs(self) -> tuple[OpenGraph, ...]:
+        """The opened graphs, for those who measure or inspect them; scoring goes through the panel."""
+        return tuple(self._graphs)
+
     def prepare(self, image: Image) -> dict[str, Prepared]:
         """Crops for each scene; scenes with the same working size share one object.
 

@@ -1,0 +1,112 @@
+"""What people read: a table on the terminal and a Markdown page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gamma_export.bench.result import Result, Row
+
+__all__ = ["TITLES", "cells", "markdown", "text"]
+
+TITLES = ("backend", "what", "unit", "p50", "p90", "p99", "max", "mean", "sd", "n", "±median")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One line of the table; ± is the 95 % interval of the median where it was aimed at."""
+    one = row.summary
+    numbers = (one.p50, one.p90, one.p99, one.max, one.mean, one.sd)
+    width = "" if row.half_width is None else f"{row.half_width:.1%}"
+    return (row.backend, row.name, row.unit, *(f"{number:.4g}" for number in numbers), str(one.n), width)
+
+
+def text(result: Result) -> str:
+    """The table, what belongs to it, and the verdict."""
+    from gamma_runtime.tables import text_table
+
+    lines = [text_table(TITLES, [cells(row) for row in result.rows], right=TITLES[3:]), *_contenders(result)]
+    lines += [f"note: {note}" for note in result.notes]
+    return "\n".join([*lines, f"verdict: {result.verdict}"])
+
+
+def _contenders(result: Result) -> list[str]:
+    said = []
+    for one in result.contenders:
+        gpu = "" if one["gpu_mib"] is None else f", {one['gpu_mib']:.0f} MiB of GPU memory"
+        memory = "unknown" if one["peak_host_mib"] is None else f"{one['peak_host_mib']:.0f} MiB"
+        said.append(
+            f"{one['backend']} {one['version']}: {one['threads']} threads, {one['crops']} crops, peak memory {memory}"
+            f"{gpu}, scores within {one['score_difference']:.1e} of {result.contenders[0]['backend']}'s"
+        )
+    return said
+
+
+def markdown(result: Result) -> str:
+    """A page that says what was measured, on what, how, and whether it holds."""
+    bundle, machine, photos = result.bundle, result.machine, result.photos
+    lines = [
+        f"# gamma-bench: {bundle['name']}",
+        "",
+        *_verdict(result),
+        "",
+        f"Scene {result.scene}, {bundle['precision']}, {photos['count']} photos, bundle {bundle['sha256'][:12]}, "
+        f"{machine['cpu']}, {machine['cores']} processors, {machine['date']}.",
+        "",
+        *_table(TITLES, [cells(row) for row in result.rows]),
+        "",
+        *(f"- {line}" for line in (*_contenders(result), *_thinned(result), *result.notes)),
+        "",
+        "## Machine",
+        "",
+        *_table(("what", "before", "after"), _conditions(result)),
+        "",
+        *_table(
+            ("contender", "other programs", "MHz while it ran: least, median, most", "hottest, °C"), _watched(result)
+        ),
+        "",
+        *_table(("fact", "value"), [(name, _plain(value)) for name, value in machine.items()]),
+        "",
+        "## Settings",
+        "",
+        *_table(("flag", "value"), [(name, _plain(value, "default")) for name, value in result.settings.items()]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _verdict(result: Result) -> list[str]:
+    return ["**valid**"] if result.valid else ["**not valid because**", "", *(f"- {doubt}" for doubt in result.doubts)]
+
+
+def _thinned(result: Result) -> list[str]:
+    """Rows whose samples in result.json are a selection; the table's numbers are of all."""
+    return [
+        f"{row.backend} {row.name}: {len(row.samples)} of {row.summary.n} samples are kept in result.json"
+        for row in result.rows
+        if row.thinned
+    ]
+
+
+def _conditions(result: Result) -> list[tuple[str, str, str]]:
+    return [(name, _plain(value), _plain(result.after[name])) for name, value in result.before.items()]
+
+
+def _watched(result: Result) -> list[tuple[str, str, str, str]]:
+    made = []
+    for one in result.contenders:
+        share = one["share_of_other_programs"]
+        said = "not readable here" if share is None else f"{share:.1%}"
+        made.append((one["backend"], said, _plain(one["mhz"]), _plain(one["celsius_max"])))
+    return made
+
+
+def _plain(value: object, absent: str = "not readable here") -> str:
+    """Words for a value of the JSON: None and an empty mapping are absent, an empty list holds none."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items()) or absent
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or "none"
+    return absent if value is None else str(value)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    made = ["| " + " | ".join(titles) + " |", "|" + " --- |" * len(titles)]
+    return made + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
