@@ -38,7 +38,7 @@ def _script(path: Path, text: str) -> None:
 def test_help_lists_the_targets(checkout: Path) -> None:
     done = _make(checkout, "help")
     assert done.returncode == 0
-    for target in ("demo", "test", "test-long", "gpu-check", "lint", "format", "clean", "venv", "help"):
+    for target in ("demo", "test", "test-long", "bench", "gpu-check", "lint", "format", "clean", "venv", "help"):
         assert f"make {target} " in done.stdout
 
 
