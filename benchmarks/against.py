@@ -11,7 +11,6 @@ results/against-SIZE-CPU.json. Exit code 7: a graph is too slow, or scores diffe
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 import statistics
@@ -19,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from against_tables import against_text
+from against_tables import SCORES, against_text
 from common import (
     BenchmarkOptions,
     Goal,
@@ -38,6 +37,7 @@ from gamma_runtime.cli import log, option, out, run_command
 from gamma_runtime.contract import CropPolicy
 from gamma_runtime.cuda_probe import probe
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
+from gamma_runtime.files import hash_file
 from gamma_runtime.selftest import GATES
 
 AUTHORS = "random10:seed0"
@@ -48,13 +48,17 @@ FULL_WIDTH = 768
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Who runs (contender.py's name), in which precision; ``goal``: least speed, times as fast as the first."""
+    """Who runs (contender.py's name), in which precision; ``goal``: least speed, times as fast as the first.
+
+    ``judged``: its scores are a goal. Otherwise they are only said to be others, and its time not to be comparable.
+    """
 
     way: str
     precision: str = "fp32"
     gpu: bool = False
     goal: float | None = None
     in_torch: bool = False
+    judged: bool = True
 
     @property
     def name(self) -> str:
@@ -70,7 +74,7 @@ CONTENDERS = (
     Contender("openvino", goal=MIN_FP32),
     Contender("onnxruntime", "int8", goal=MIN_INT8),
     Contender("openvino", "int8", goal=MIN_INT8),
-    Contender("cuda-autocast", "fp16", gpu=True, in_torch=True),
+    Contender("cuda-autocast", "fp16", gpu=True, in_torch=True, judged=False),
     *(Contender(way, "fp16", gpu=True) for way in ("onnxruntime-cuda", "onnxruntime-tensorrt")),
     *(Contender(way, kind, gpu=True) for way in ("tensorrt", "tensorrt-rtx", "trtexec") for kind in ("fp16", "int8")),
 )
@@ -131,7 +135,7 @@ def check_int8(bundle: Path, source: Path, policy: str) -> None:
         InputError: no bundle, without an int8 graph of the scene. UsageError: of another checkpoint, other crops.
     """
     manifest = _manifest(bundle)
-    if manifest["checkpoint"]["sha256"] != hashlib.sha256(source.read_bytes()).hexdigest():
+    if manifest["checkpoint"]["sha256"] != hash_file(source):
         raise UsageError(f"--int8 {bundle}: it was exported from another checkpoint than {source.name}")
     counts = {g["crops"] for g in manifest["graphs"] if g["precision"] == "int8" and SCENE in g["scenes"]}
     if not counts:
@@ -192,10 +196,20 @@ class Field:
         run_script("contender", "--name", "prepare", "--crops", self.crops, "--policy", self.policy)
         self.bundles, self.missing = _bundles(options, self.source, self.policy)
 
-    def run(self, one: Contender, calls: int | None = None) -> dict[str, Any]:
-        """Times and scores of one process."""
+    def run(self, one: Contender) -> dict[str, Any]:
+        """Times and scores of one process.
+
+        Raises:
+            EnvironmentFault: it failed, or cannot run any more.
+        """
+        found = self._ask(one, self.options.calls)
+        if "skipped" in found:
+            raise EnvironmentFault(f"{one.name} could run before: {found['skipped']}")
+        return found
+
+    def _ask(self, one: Contender, calls: int) -> dict[str, Any]:
         words: list[str | Path] = ["--name", one.way, "--precision", one.precision, "--crops", self.crops]
-        words += ["--checkpoint", self.source, "--calls", str(calls or self.options.calls)]
+        words += ["--checkpoint", self.source, "--calls", str(calls)]
         if not one.in_torch:
             words += ["--bundle", self.bundles[one.precision]]
         if self.options.threads is not None:
@@ -215,7 +229,7 @@ class Field:
         if not one.in_torch and one.precision in self.missing:
             return self.missing[one.precision]
         try:
-            found = self.run(one, calls=1)
+            found = self._ask(one, calls=1)
         except EnvironmentFault as error:
             if not one.gpu:
                 raise
@@ -223,12 +237,13 @@ class Field:
         return reason(found["skipped"]) if "skipped" in found else None
 
 
-def summary(rounds: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def summary(rounds: list[dict[str, Any]], one: Contender) -> dict[str, Any]:
     """Milliseconds, the ratio to the first contender (above 1: faster than it), and score differences from it."""
-    times, firsts = ([1e3 * statistics.median(one[n]["seconds"]) for one in rounds] for n in (name, FIRST))
+    name = one.name
+    times, firsts = ([1e3 * statistics.median(r[n]["seconds"]) for r in rounds] for n in (name, FIRST))
     ratios = [first / own for first, own in zip(firsts, times, strict=True)]
-    gaps = [abs(a - b) for one in rounds for a, b in zip(*(one[n]["crop_scores"] for n in (FIRST, name)), strict=True)]
-    return {
+    gaps = [abs(a - b) for r in rounds for a, b in zip(*(r[n]["crop_scores"] for n in (FIRST, name)), strict=True)]
+    found = {
         "median_ms": statistics.median(times),
         "least_ms": min(times),
         "most_ms": max(times),
@@ -236,18 +251,19 @@ def summary(rounds: list[dict[str, Any]], name: str) -> dict[str, Any]:
         "ratio_least": min(ratios),
         "ratio_most": max(ratios),
         "score": rounds[0][name]["score"],
-        "score_difference": max(abs(one[name]["score"] - one[FIRST]["score"]) for one in rounds),
+        "score_difference": max(abs(r[name]["score"] - r[FIRST]["score"]) for r in rounds),
         "crop_score_difference": max(gaps),
         "mean_crop_score_difference": statistics.fmean(gaps),
     }
+    return found | {"same_scores": all(goal.met for goal in score_goals(one, found))}
 
 
 def score_goals(one: Contender, found: dict[str, Any]) -> list[Goal]:
     """The gate of the contender's precision: the largest difference, and for int8 also the mean."""
     limit, gap, mean = GATES[one.precision], found["crop_score_difference"], found["mean_crop_score_difference"]
-    made = [Goal(f"{one.name}: largest score difference", limit, gap, "in score units", gap <= limit)]
+    made = [Goal(f"{one.name}: largest score difference", limit, gap, SCORES, gap <= limit)]
     if one.precision == "int8":
-        made.append(Goal(f"{one.name}: mean score difference", limit / 4, mean, "in score units", mean <= limit / 4))
+        made.append(Goal(f"{one.name}: mean score difference", limit / 4, mean, SCORES, mean <= limit / 4))
     return made
 
 
@@ -260,7 +276,7 @@ def goals(summaries: dict[str, dict[str, Any]], skipped: dict[str, str], *, spee
                 made.append(Goal(f"{one.name}: not measured ({skipped[one.name]})", 1.0, 0.0, "runs", False))
             continue
         found = summaries[one.name]
-        made += score_goals(one, found)
+        made += score_goals(one, found) if one.judged else []
         if speed and one.goal is not None:
             what = f"{one.name}: times as fast as eager PyTorch, at least {one.goal:g}"
             made.append(Goal(what, one.goal, found["ratio"], "times", found["ratio"] >= one.goal))
@@ -279,12 +295,12 @@ def measure(options: Options) -> int:
     if FIRST not in running:
         raise EnvironmentFault(f"{FIRST}: {skipped[FIRST]}", hint="pip install 'gamma-edge[export]'")
     machine, doubts, rounds = watched(list(running), options.rounds, lambda name: field.run(running[name]))
-    summaries = {name: summary(rounds, name) for name in running}
+    summaries = {name: summary(rounds, one) for name, one in running.items()}
     judged = goals(summaries, skipped, speed=options.size == "full")
     doubts += [
         f"{one.name}: its scores are others, so its time is not comparable"
         for one in running.values()
-        if one.name != FIRST and not all(goal.met for goal in score_goals(one, summaries[one.name]))
+        if one.goal is not None and not summaries[one.name]["same_scores"]
     ]
     what = f"crops to score of one 512x384 photo, {field.policy}, scene {SCENE}"
     extra: dict[str, Any] = {"size": options.size, "crops": field.policy, "contenders": summaries, "skipped": skipped}

@@ -154,10 +154,8 @@ def graph(
     (opened,) = open_graphs(open_bundle(bundle), [SCENE], precision, name, threads, use)
     column, backend = opened.column(SCENE), opened.backend
     # A graph of several scenes, as a given bundle may have, gives [N, C, K].
-    return lambda: backend.infer(crops[None]).crop_scores.reshape(1, len(crops), -1)[0, :, column], {
-        "version": backend.version,
-        "threads": threads,
-    }
+    facts = {"version": backend.version, "threads": backend.threads}
+    return lambda: backend.infer(crops[None]).crop_scores.reshape(1, len(crops), -1)[0, :, column], facts
 
 
 def find(options: ContenderOptions, crops: NDArray[np.uint8]) -> tuple[Call, dict[str, Any]]:

@@ -115,10 +115,12 @@ def test_a_skipped_contender_meets_nothing(against: ModuleType) -> None:
 def test_ratios_are_to_the_authors_way(against: ModuleType) -> None:
     rounds = [_round(eager=4.0, x=2.0), _round(eager=6.0, x=2.0), _round(eager=5.0, x=1.0)]
     rounds[1]["x"]["crop_scores"] = [0.4, 0.7]
-    found = against.summary(rounds, "x")
+    found = against.summary(rounds, against.Contender("x", in_torch=True))
     assert (found["median_ms"], found["ratio"], found["ratio_least"], found["ratio_most"]) == (2000.0, 2.5, 2.0, 5.0)
     assert found["crop_score_difference"] == pytest.approx(0.1)
     assert found["mean_crop_score_difference"] == pytest.approx(0.1 / 6)
+    assert not found["same_scores"]
+    assert against.summary(rounds, against.CONTENDERS[0])["same_scores"]
 
 
 def test_the_table_of_a_made_up_result(against: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -127,13 +129,15 @@ def test_the_table_of_a_made_up_result(against: ModuleType, monkeypatch: pytest.
     monkeypatch.setattr(against_tables, "RESULTS", tmp_path)
     assert against_tables.against() == "not measured"
     rounds = [_round(eager=4.0, **{"openvino-int8": 1.0, "cuda-autocast": 0.0123})]
-    names = list(rounds[0])
+    rounds[0]["cuda-autocast"]["crop_scores"] = [0.4, 0.61]
     skipped = {"torch-compile": "no compiler", "tensorrt-int8": "no GPU", "trtexec-fp16": "no GPU"}
+    runners = [one for one in against.CONTENDERS if one.name in rounds[0]]
     goals = [against.Goal("openvino-int8: times as fast", 2.5, 4.0, "times", True)]
     goals.append(against.Goal("openvino-fp32: not measured (why)", 1.0, 0.0, "runs", False))
+    goals += against.score_goals(runners[1], against.summary(rounds, runners[1]))
     result = {
         "tiny": False, "size": "full", "crops": "five", "machine": {"cpu": "Abacus", "cores": 2}, "valid": False,
-        "doubts": ["too loud"], "contenders": {name: against.summary(rounds, name) for name in names},
+        "doubts": ["too loud"], "contenders": {one.name: against.summary(rounds, one) for one in runners},
         "skipped": skipped, "goals": [vars(goal) for goal in goals], "rounds": rounds,
     }  # fmt: skip
     (tmp_path / "against-full-abacus.json").write_text(json.dumps(result))
@@ -142,9 +146,11 @@ def test_the_table_of_a_made_up_result(against: ModuleType, monkeypatch: pytest.
     assert "full size (Abacus, 2 cores;" in text
     assert "**Not a valid measurement**: too loud." in text
     assert "| openvino, int8 | 1000 ms | 4.00 (4.00 to 4.00) | 0e+00 |" in text
-    assert "| PyTorch on CUDA, fp16 autocast, without text tower | 12.3 ms | 325.20" in text
+    assert "| PyTorch on CUDA, fp16 autocast, without text tower | 12.3 ms | 325.20 (" in text
+    assert ") | 1e-02, NOT comparable |" in text
     assert "Skipped: `torch-compile` (no compiler); `tensorrt-int8`, `trtexec-fp16` (no GPU)." in text
-    assert "times as fast: 4 times, met; openvino-fp32: not measured (why): 0 runs, **not met**." in text
+    assert "times as fast: 4 times, met; openvino-fp32: not measured (why): 0 runs, **not met**; " in text
+    assert text.endswith("; 2 of 2 gates of scores hold.")
 
 
 def test_the_old_result_can_still_be_read() -> None:
