@@ -206,7 +206,7 @@ def contend(options: ContenderOptions) -> int:
     try:
         found = timed(options, np.load(options.crops))
     except EnvironmentFault as error:
-        found = {"skipped": str(error)}
+        found = {"skipped": str(error).partition("\nhint: ")[0]}
     out(json.dumps(found))
     return 0
 

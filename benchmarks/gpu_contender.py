@@ -155,7 +155,7 @@ def trtexec(folder: Path, scene: str, precision: str, crops: NDArray[np.uint8], 
         _trtexec(program, [f"--onnx={onnx}", f"--saveEngine={plan}", "--stronglyTyped", "--skipInference"])
     more = [f"--loadEngine={plan}", f"--loadInputs=crops:{given}", f"--exportOutput={outputs}"]
     _trtexec(program, [*more, *flags.arguments])
-    queries = [query.latency for query in parse_times(times.read_text())]
+    queries = [query.latency for query in parse_times(times.read_text())]  # the warm-up's too; the median bears that
     scores = _of_scene(exported_scores(outputs.read_text()), entry, scene)
     return {
         "version": version,

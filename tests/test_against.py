@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import tables
 from benchmarks.common import RESULTS, ROOT
-from gamma_runtime.cuda_probe import probe
+from gamma_runtime.cuda_probe import CudaState, probe
 from gamma_runtime.errors import EnvironmentFault, InputError, UsageError
 from tests import tiny_export
 
@@ -110,6 +110,28 @@ def test_a_skipped_contender_meets_nothing(against: ModuleType) -> None:
     [missed] = [goal for goal in found if not goal.met]
     assert missed.what == "openvino-int8: not measured (no int8 bundle)"
     assert not any(name in goal.what for goal in found for name in ("torch-compile", "trtexec"))  # nor is it missed
+
+
+def test_a_trial_tells_what_lacks_from_what_fails(against: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    field = against.Field.__new__(against.Field)  # without the checkpoint and its exports
+    field.missing = {"int8": "no int8 bundle: the gate did not hold"}
+    by_name = {one.name: one for one in against.CONTENDERS}
+    assert field.trial(by_name["openvino-int8"]) == "no int8 bundle: the gate did not hold"
+    monkeypatch.setattr(field, "_ask", lambda one, calls: {"skipped": "no compiler"})
+    assert field.trial(by_name["torch-compile"]) == "no compiler"
+    monkeypatch.setattr(field, "_ask", lambda one, calls: {"seconds": [1.0]})
+    assert field.trial(by_name["torch-compile"]) is None
+
+    def fail(one: Any, calls: int) -> dict[str, Any]:
+        raise EnvironmentFault("it fell over")
+
+    monkeypatch.setattr(field, "_ask", fail)
+    with pytest.raises(EnvironmentFault, match="it fell over"):
+        field.trial(by_name["openvino-fp32"])
+    monkeypatch.setattr(against, "probe", lambda: CudaState("ok", "1 GPU"))
+    assert field.trial(by_name["trtexec-fp16"]) == "failed: it fell over"
+    monkeypatch.setattr(against, "probe", lambda: CudaState("no-driver", "no NVIDIA driver"))
+    assert field.trial(by_name["trtexec-fp16"]) == "no usable GPU: no NVIDIA driver"
 
 
 def test_ratios_are_to_the_authors_way(against: ModuleType) -> None:
@@ -235,6 +257,28 @@ def test_without_trtexec_there_is_a_reason(gpu: ModuleType, monkeypatch: pytest.
     monkeypatch.setattr(gpu, "_JETSON", "trtexec")
     with pytest.raises(EnvironmentFault, match="no trtexec on PATH"):
         gpu.trtexec(tmp_path, "natural-quality", "fp16", np.zeros((1, 224, 224, 3), np.uint8), tmp_path)
+
+
+def test_a_provider_that_is_silently_another_is_a_reason(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime without a GPU, made to say that it has the provider: it then chooses the CPU's with a warning."""
+    import onnxruntime
+
+    wanted = {"onnxruntime-cuda": "CUDAExecutionProvider"}
+    if wanted["onnxruntime-cuda"] in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has it")
+    bundle, crops = tiny_export.exported(), np.zeros((1, 224, 224, 3), np.uint8)
+    kind = json.loads((bundle / "manifest.json").read_text())["graphs"][0]["precision"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", wanted.values)
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(EnvironmentFault, match="chose CPU"):
+        gpu.provider("onnxruntime-cuda", bundle, "natural-quality", kind, crops, tmp_path)
+    monkeypatch.setattr(gpu, "PROVIDERS", {"onnxruntime-cuda": "CPUExecutionProvider"})
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.warns(UserWarning, match="Duplicate"):  # the CPU's stands in for the GPU's, and is the fallback too
+        call, facts = gpu.provider("onnxruntime-cuda", bundle, "natural-quality", kind, crops, tmp_path)
+    assert call().shape == (1,)
+    assert facts["providers"] == ["CPUExecutionProvider"]
 
 
 def test_a_provider_that_is_not_there_is_a_reason(gpu: ModuleType, tmp_path: Path) -> None:
