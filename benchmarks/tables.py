@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from against_tables import against, eager
 from int8_tables import RESULTS, int8, load, table
 
 # max |difference| of gamma-export, in score units (design.md section 2); a test compares them with the code's
@@ -82,29 +83,6 @@ def export_cost() -> str:
         f"{min(r['seconds'] for r in result['rounds']):.0f} to "
         f"{max(r['seconds'] for r in result['rounds']):.0f} s):{doubt}\n\n"
         + table(["goal", "measured", "goal is"], rows)
-    )
-
-
-def eager() -> str:
-    """Eager PyTorch in the authors' way against the fp32 graph."""
-    result = load("eager_vs_graph-*.json")
-    if result is None:
-        return "not measured"
-    machine = result["machine"]
-    rows = [
-        [
-            {"eager": "PyTorch, the authors' way"}.get(name, f"fp32 graph on {name}"),
-            f"{one['median_ms']:.0f} ms",
-            f"{one['ratio']:.2f} ({one['ratio_least']:.2f} to {one['ratio_most']:.2f})",
-            f"{one['score_difference']:.0e}",
-        ]
-        for name, one in result["contenders"].items()
-    ]
-    doubt = "" if result["valid"] else f" **Not a valid measurement**: {'; '.join(result['doubts'])}."
-    return (
-        f"One 512x384 photo, ten crops, crops to score ({machine['cpu']}, {machine['cores']} cores; each contender in "
-        f"a process of its own, medians of {len(result['rounds'])} interleaved rounds):{doubt}\n\n"
-        + table(["contender", "median", "times as fast (range over rounds)", "score difference"], rows)
     )
 
 
@@ -298,10 +276,11 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "study": study,
     "accuracy study": partial(accuracy, "study"),
 }
+AGAINST_BLOCKS: dict[str, Callable[[], str]] = {"against": against}  # to BLOCKS once it has been measured
 CARD_BLOCKS = {"accuracy demo": BLOCKS["accuracy demo"], "distortions": distortions}
 INT8_BLOCKS: dict[str, Callable[[], str]] = {"int8": int8}
 FILES = {
-    ROOT / "README.md": BLOCKS,
+    ROOT / "README.md": BLOCKS | AGAINST_BLOCKS,
     ROOT / "gamma_export" / "data" / "demo" / "CARD.md": CARD_BLOCKS,
     ROOT / "docs" / "int8.md": INT8_BLOCKS,
     ROOT / "docs" / "cpp.md": {"cpp": cpp_overhead},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -108,22 +107,6 @@ def test_build_memory(work: Path) -> None:
 
 
 @pytest.mark.long
-def test_eager_vs_graph(work: Path) -> None:
-    output, result = _run("eager_vs_graph", work)
-    [one] = result["rounds"]
-    assert set(one) == {"eager", "onnxruntime", "openvino"}
-    for name, contender in one.items():
-        assert len(contender["ms"]) == 3
-        assert len(contender["crop_scores"]) == 10
-        assert contender["score"] == pytest.approx(sum(contender["crop_scores"]) / 10, abs=1e-6)
-        assert result["contenders"][name]["crop_score_difference"] <= 1e-5
-    ratio = statistics.median(one["eager"]["ms"]) / statistics.median(one["openvino"]["ms"])
-    assert result["contenders"]["openvino"]["ratio"] == pytest.approx(ratio)
-    assert output.startswith("**Eager PyTorch against the graph**")
-    assert output.count("\n") == 1
-
-
-@pytest.mark.long
 def test_overlap(work: Path) -> None:
     output, result = _run("overlap", work, "--photos", "10")
     [one] = result["rounds"]
@@ -178,10 +161,6 @@ def test_goals_can_be_missed(monkeypatch: pytest.MonkeyPatch) -> None:
     good = {"same_scores": True, "ratio": 1.2}
     for changed, met in (({}, [True, True]), ({"ratio": 0.9}, [True, False]), ({"same_scores": False}, [False, True])):
         assert [goal.met for goal in overlap.goals({"overlapped": good | changed})] == met
-    eager = importlib.import_module("eager_vs_graph")
-    fine = {"crop_score_difference": 1e-6, "ratio": 1.1}
-    other = {"onnxruntime": {**fine, "ratio": 0.9}, "openvino": {**fine, "crop_score_difference": 1e-3}}
-    assert [goal.met for goal in eager.goals(other)] == [True, False, False, True]
     scaling = importlib.import_module("train_scaling")
     one, two = {"seconds": [3.0, 3.1, 2.9], "losses": [0.2]}, {"seconds": [1.5, 1.6, 1.7], "losses": [0.2]}
     for changed, met in (({}, [True, True]), ({"seconds": [2.1]}, [True, False]), ({"losses": [0.201]}, [False, True])):

@@ -29,6 +29,7 @@ __all__ = [
     "parse_times",
     "percentiles",
     "stats_of",
+    "version_of",
 ]
 
 # As trtexec writes them, and the keys of its --exportTimes file that they come from.
@@ -118,7 +119,7 @@ def parse_log(text: str) -> Log:
         if wanted not in metrics:
             raise InputError(f"trtexec: the performance summary has no {wanted}")
     return Log(
-        version=_version(lines),
+        version=version_of(text),
         command=next((found[3] for line in lines if (found := _BANNER.match(line)) and found[3]), None),
         passed=_passed(lines),
         qps=alone.get("Throughput"),
@@ -153,7 +154,9 @@ def _stats(name: str, text: str) -> Stats:
     return Stats(values["min"], values["max"], values["mean"], values["median"], percents)
 
 
-def _version(lines: Sequence[str]) -> str | None:
+def version_of(text: str) -> str | None:
+    """The version of TensorRT that a log or ``trtexec --help`` names, e.g. ``10.13.3``; None where it names none."""
+    lines = [line.rstrip() for line in text.split("\n")]
     for line in lines:
         if found := _VERSION.match(line):
             return found[1]

@@ -38,7 +38,7 @@ def _script(path: Path, text: str) -> None:
 def test_help_lists_the_targets(checkout: Path) -> None:
     done = _make(checkout, "help")
     assert done.returncode == 0
-    for target in ("demo", "test", "test-long", "gpu-check", "lint", "format", "clean", "venv", "help"):
+    for target in ("demo", "test", "test-long", "bench", "gpu-check", "lint", "format", "clean", "venv", "help"):
         assert f"make {target} " in done.stdout
 
 
@@ -64,6 +64,27 @@ def test_missing_venv_module_is_a_sentence(checkout: Path) -> None:
     assert done.returncode != 0
     assert "has no venv module" in done.stderr
     assert "apt-get install python3.11-venv" in done.stderr
+
+
+@pytest.mark.parametrize(("overlap", "code"), [(0, 0), (7, 7)])
+def test_bench_goes_on_after_a_goal_that_is_not_met(checkout: Path, overlap: int, code: int) -> None:
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    stand_in = f'echo "ran $*"; case "$*" in *overlap*full*) exit {overlap};; esac'
+    _script(checkout / ".venv" / "bin" / "python", stand_in)
+    _script(checkout / "bin" / "cmake", "exit 0")
+    (checkout / ".venv" / ".installed").touch()
+    done = _make(checkout, "bench")
+    ran = [line.split("ran benchmarks/")[1] for line in done.stdout.splitlines() if "ran benchmarks/" in line]
+    assert ran == [
+        "against.py",
+        "overlap.py",
+        "overlap.py --size full --photos 8",
+        "cpp_overhead.py",
+        "cpp_overhead.py --size full --photos 5",
+        "tables.py",
+    ]
+    assert bool(done.returncode) == bool(code)
+    assert (f"Error {code}" in done.stderr) == bool(code)
 
 
 @pytest.fixture(scope="module")
