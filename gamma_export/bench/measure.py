@@ -17,6 +17,7 @@ from gamma_export.bench.split import PARTS, probed
 if TYPE_CHECKING:
     from gamma_export.bench.spec import Spec
     from gamma_runtime.crops import Prepared
+    from gamma_runtime.manifest import GraphEntry
     from gamma_runtime.scorer import Scorer
 
 __all__ = ["measure"]
@@ -71,7 +72,21 @@ def measure(spec: Spec) -> dict[str, Any]:
             "gpu_mib": _gpu_mib(free, free_gpu_bytes() if on_gpu else None),
             "scores": scores,
         }
-    return {"rows": [dataclasses.asdict(row) for row in rows], "contender": contender, "notes": notes}
+        graph = scorer.panel.graphs[0].entry
+    answer = {"rows": [dataclasses.asdict(row) for row in rows], "contender": contender, "notes": notes}
+    if spec.profile and not spec.start_only:
+        answer["work"], more = _work(spec, graph, rows)
+        notes += more
+    return answer
+
+
+def _work(spec: Spec, graph: GraphEntry, rows: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
+    """Of the calls that were measured; the scorer is closed by now, so that two sessions never share the cores."""
+    from gamma_export.bench.work import work_of
+    from gamma_runtime.bundle import open_bundle
+
+    batches = [row.batch for row in rows if row.metric == "backend" and row.batch is not None]
+    return work_of(spec, open_bundle(spec.bundle), graph, batches)
 
 
 def _mib(size: int | None) -> float | None:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from gamma_export.bench.page_plots import COLOURS, Picture, new_axes, one, pictures, plain, png
 from gamma_export.bench.report import CONDITIONS, TITLES, WATCHED, cells, conditions, described, value, watched
 from gamma_export.bench.result import Result
+from gamma_export.bench.work import PROFILE, ROOF, peak_words, profile_lines, roof_lines
+from gamma_export.bench.work_plots import work_pictures
 from gamma_runtime.cli import require
 
 __all__ = ["check_plots", "page"]
@@ -21,7 +23,7 @@ padding-top:1rem}h3{font-size:1.05rem;margin:1.5rem 0 .5rem}p,li{max-width:50rem
 .verdict{padding:.6rem 1rem;border-left:.4rem solid #009E73;background:#eef8f4}
 .verdict.doubted{border-color:#D55E00;background:#fdf1ea}
 .panels{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
-figure{margin:0;min-width:0}img{width:100%;height:auto}figcaption{font-size:.9rem;color:#444}
+figure{margin:0;min-width:0;max-width:45rem}img{width:100%;height:auto}figcaption{font-size:.9rem;color:#444}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;overflow-wrap:normal}
 td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -78,10 +80,11 @@ def _section(result: Result, name: str) -> str:
         f"<p>{html.escape(where)}</p>",
         _list(_in_short(result)),
         "<h3>Pictures</h3>",
-        _panels(pictures(result)),
+        _panels([*pictures(result), *work_pictures(result)]),
         "<h3>All numbers</h3>",
         _table("All numbers", TITLES, [cells(row) for row in result.rows], numbers=TITLES[3:]),
         _list([*described(result), *result.notes]),
+        *_work(result),
         "<h3>Machine</h3>",
         _table("Conditions before and after", CONDITIONS, conditions(result)),
         _table("While it ran", WATCHED, watched(result)),
@@ -90,6 +93,19 @@ def _section(result: Result, name: str) -> str:
         _table("Settings", ("flag", "value"), settings),
     ]
     return "\n".join(parts)
+
+
+def _work(result: Result) -> list[str]:
+    """The tables of ``--profile``; nothing without it."""
+    if not result.work:
+        return []
+    return [
+        "<h3>Work and roof</h3>",
+        _table("Work and roof", ROOF, roof_lines(result), numbers=(*ROOF[1:7], ROOF[8])),
+        _list(peak_words(result)),
+        "<h3>Time by part</h3>",
+        _table("Time by part", PROFILE, profile_lines(result), numbers=PROFILE[2:]),
+    ]
 
 
 def _verdict(result: Result) -> str:

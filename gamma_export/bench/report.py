@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gamma_export.bench.result import Result, Row
+from gamma_export.bench.work import PROFILE, ROOF, peak_words, profile_lines, roof_lines
 
 __all__ = [
     "CONDITIONS",
@@ -37,6 +38,10 @@ def text(result: Result) -> str:
     from gamma_runtime.tables import text_table
 
     lines = [text_table(TITLES, [cells(row) for row in result.rows], right=TITLES[3:]), *described(result)]
+    if result.work:
+        lines.append(text_table(ROOF, roof_lines(result), right=(*ROOF[1:7], ROOF[8])))
+        lines.append(text_table(PROFILE, profile_lines(result), right=PROFILE[2:]))
+        lines += peak_words(result)
     lines += [f"note: {note}" for note in result.notes]
     return "\n".join([*lines, f"verdict: {result.verdict}"])
 
@@ -69,6 +74,7 @@ def markdown(result: Result) -> str:
         "",
         *(f"- {line}" for line in (*described(result), *_thinned(result), *result.notes)),
         "",
+        *_work(result),
         "## Machine",
         "",
         *_table(CONDITIONS, conditions(result)),
@@ -86,6 +92,15 @@ def markdown(result: Result) -> str:
 
 def _verdict(result: Result) -> list[str]:
     return ["**valid**"] if result.valid else ["**not valid because**", "", *(f"- {doubt}" for doubt in result.doubts)]
+
+
+def _work(result: Result) -> list[str]:
+    """The tables of ``--profile``; nothing without it."""
+    if not result.work:
+        return []
+    roof, parts = _table(ROOF, roof_lines(result)), _table(PROFILE, profile_lines(result))
+    said = [f"- {line}" for line in peak_words(result)]
+    return ["## Work and roof", "", *roof, "", *said, "", "## Time by part", "", *parts, ""]
 
 
 def _thinned(result: Result) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gamma_runtime.cli import CommonOptions, log, option, out, quoted, run_command
+from gamma_runtime.cli import CommonOptions, log, option, out, quoted, require, run_command
 from gamma_runtime.errors import (
     EXIT_INVALID_MEASUREMENT,
     EXIT_OK,
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 N = TypeVar("N", int, float)
+_SETTINGS = ("backend", "precision", "threads", "batch", "seconds", "within", "rate", "streams", "starts", "profile")
 _COMPARE = ("backend", "what", "unit", "A", "B", "B / A", "95 % interval", "B is")
 
 
@@ -58,6 +59,7 @@ class BenchOptions(CommonOptions):
     rate: str = option("1,5,30", "images a second that arrive by the clock, several with commas; none for no such rows")
     streams: str = option("1,2", "threads that score at once, several with commas; none for no such rows")
     starts: int = option(3, "cold starts of each contender")
+    profile: bool = option(False, "also count the graph's work, measure the machine's peak, and time the model's parts")
     out: Path | None = option(None, "folder for result.json, report.md and report.html")
 
     def __post_init__(self) -> None:
@@ -122,13 +124,12 @@ def bench_command(options: BenchOptions) -> int:
 
     if options.out:
         _check_folder(options.out)
+    if options.profile:
+        require("onnx", "export")
     bundle = open_bundle(options.bundle)
     specs = _specs(options, bundle)
     identity = identify_bundle(bundle, specs[0].scene, specs[0].precision)
-    settings = {
-        name: getattr(options, name)
-        for name in ("backend", "precision", "threads", "batch", "seconds", "within", "rate", "streams", "starts")
-    }
+    settings = {name: getattr(options, name) for name in _SETTINGS}
     result = measure_all(specs, identity, settings, options.starts, (lambda _: None) if options.quiet else log)
     out(result.to_json() if options.json else text(result))
     if options.out:
@@ -166,6 +167,7 @@ def _specs(options: BenchOptions, bundle: Bundle) -> list[Spec]:
             streams=numbers(options.streams, "--streams", int),
             seconds=options.seconds,
             within=options.within / 100,
+            profile=options.profile,
         )
         for backend in backends.usable(precision, asked)
     ]

@@ -32,6 +32,8 @@ HEADINGS = [
     "Batches",
     "Paced load",
     "Streams",
+    "Roofline",
+    "Time by part",
 ]
 HOSTILE = "<script>alert('x')</script> $\\frac{ \u202e 美"
 
@@ -64,8 +66,26 @@ def rows_of(backend: str) -> list[Row]:
     return rows
 
 
+def work_of(backend: str) -> dict[str, object]:
+    """What --profile adds."""
+    peak = {"gmacs": 80.0, "gbytes": 12.0, "threads": 2, "copy_bytes": 1 << 26, "cache_bytes": 1 << 20}
+    parts = {part: {"macs": 10**9, "bytes": 10**6} for part in ("patch", "attention")}
+    call = {"batch": 1, "crops": 5, "macs": 2 * 10**9, "least_bytes": 10**7, "most_bytes": 10**8, "parts": parts}
+    roof = {"batch": 1, "ms": 40.0, "gmacs": 50.0, "intensity": 200.0, "bound": "compute", "roof_seconds": 0.025}
+    profile = {"source": backend, "batch": 1, "calls": 10, "call_ms": 42.0, "parts": {"patch": 10.0, "attention": 30.0}}
+    return {
+        "backend": backend,
+        "peak": peak,
+        "calls": [call],
+        "roofs": [{**roof, "share": 0.625}],
+        "profile": profile,
+    }
+
+
 def whole(**fields: object) -> Result:
-    return result([*rows_of("onnxruntime"), *rows_of("openvino")], **fields)
+    names = ("onnxruntime", "openvino")
+    rows = [row for name in names for row in rows_of(name)]
+    return result(rows, work=tuple(map(work_of, names)), **fields)
 
 
 class Page(html.parser.HTMLParser):
@@ -127,6 +147,7 @@ def test_every_kind_of_row_has_its_picture() -> None:
         assert f"{one.summary.p50:.4g}" in read.words
         assert one.name in read.words
     assert "1 late and 0 dropped of 40" in read.words
+    assert "62.5% of the roof, bound by compute" in read.words
     assert [tag for tag in read.tags if tag in ("h1", "h2")] == ["h1", "h2"]
 
 
