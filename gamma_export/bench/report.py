@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gamma_export.bench.result import Result, Row
 from gamma_export.bench.work import PROFILE, ROOF, peak_words, profile_lines, roof_lines
@@ -54,9 +55,21 @@ def described(result: Result) -> list[str]:
         memory = "unknown" if one["peak_host_mib"] is None else f"{one['peak_host_mib']:.0f} MiB"
         said.append(
             f"{one['backend']} {one['version']}: {one['threads']} threads, {one['crops']} crops, peak memory {memory}"
-            f"{gpu}, scores within {one['score_difference']:.1e} of {result.contenders[0]['backend']}'s"
+            f"{gpu}, energy {_energy(result, one)}, "
+            f"scores within {one['score_difference']:.1e} of {result.contenders[0]['backend']}'s"
         )
     return said
+
+
+def _energy(result: Result, contender: Mapping[str, Any]) -> str:
+    """Per image at saturation, for each batch; or that it cannot be read."""
+    rows = [row for row in result.rows if (row.backend, row.metric) == (contender["backend"], "throughput")]
+    said = [
+        f"{row.extra['joules_per_image']:.3g} J an image at batch {row.batch} ({row.extra['watts']:.3g} W)"
+        for row in rows
+        if "joules_per_image" in row.extra
+    ]
+    return f"{', '.join(said)} by {contender['power_from']}" if said else "not readable here"
 
 
 def markdown(result: Result) -> str:
