@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import threading
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gamma_runtime.scorer import Scorer
 
-__all__ = ["saturated", "speeds", "streamed"]
+__all__ = ["Saturated", "saturated", "speeds", "streamed"]
 
 _GROUPS = 20  # speeds that a measurement is divided into, at most
 _LEAST_CALLS = 4  # of each stream
@@ -41,7 +42,24 @@ def speeds(stamps: Sequence[float], chunk: int) -> list[float]:
     return [step * chunk / max(late - early, 1e-9) for early, late in itertools.pairwise(marks)]
 
 
-def saturated(scorer: Scorer, images: Sequence[bytes], batch: int, seconds: float) -> list[float]:
+@dataclasses.dataclass(frozen=True)
+class Saturated:
+    """A scorer at its limit.
+
+    Attributes:
+        speeds: images a second, of up to twenty stretches.
+        begin: seconds of `time.perf_counter` at which the first stretch began.
+        end: at which the last result of a whole batch came.
+        images: scored between the two.
+    """
+
+    speeds: list[float]
+    begin: float
+    end: float
+    images: int
+
+
+def saturated(scorer: Scorer, images: Sequence[bytes], batch: int, seconds: float) -> Saturated:
     """Images a second of `Scorer.score_many`, the next images being prepared meanwhile; beginning and end left out.
 
     Raises:
@@ -62,7 +80,9 @@ def saturated(scorer: Scorer, images: Sequence[bytes], batch: int, seconds: floa
     for _ in scorer.score_many(endless(), batch=batch):
         if not over.is_set() or len(stamps) < 4 * batch:  # afterwards nothing is prepared beside the graph any more
             stamps.append(time.perf_counter())
-    return speeds(stamps[batch:], batch)
+    kept = stamps[batch:]
+    ends = kept[batch - 1 :: batch]
+    return Saturated(speeds(kept, batch), ends[0], ends[-1], (len(ends) - 1) * batch)
 
 
 def streamed(scorer: Scorer, images: Sequence[bytes], streams: int, seconds: float) -> tuple[list[float], list[float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gamma_export.bench.load import saturated, speeds, streamed
 from gamma_export.bench.paced import paced
+from gamma_export.bench.power import Meter, energy, meter_command
 from gamma_export.bench.result import Row, make_row, moved
 from gamma_export.bench.sampling import Plan, Sampled, sample
 from gamma_export.bench.split import PARTS, probed
@@ -17,6 +19,7 @@ from gamma_export.bench.split import PARTS, probed
 if TYPE_CHECKING:
     from gamma_export.bench.spec import Spec
     from gamma_runtime.crops import Prepared
+    from gamma_runtime.manifest import GraphEntry
     from gamma_runtime.scorer import Scorer
 
 __all__ = ["measure"]
@@ -39,8 +42,7 @@ def measure(spec: Spec) -> dict[str, Any]:
     from gamma_runtime.engines.use import EngineUse
     from gamma_runtime.scorer import load
 
-    on_gpu = spec.backend not in ("onnxruntime", "openvino")
-    free = free_gpu_bytes() if on_gpu else None
+    free = free_gpu_bytes() if on_gpu(spec) else None
     begun = time.monotonic()
     with load(
         spec.bundle,
@@ -56,22 +58,42 @@ def measure(spec: Spec) -> dict[str, Any]:
         scored = time.monotonic()
         rows = _start_rows(spec, begun, loaded, scored)
         notes: list[str] = []
-        scores = [first.value]
+        scores, meter = [first.value], None
         if not spec.start_only:
             bench = _Bench(spec, scorer)
             scores = bench.scores
             rows += bench.rows()
-            notes = bench.notes
+            notes, meter = bench.notes, bench.meter
         contender = {
             "backend": scorer.backend_name,
             "version": scorer.panel.graphs[0].backend.version,
             "threads": scorer.panel.graphs[0].backend.threads,
             "crops": len(first.crop_scores),
             "peak_host_mib": _mib(peak_rss()),
-            "gpu_mib": _gpu_mib(free, free_gpu_bytes() if on_gpu else None),
+            "gpu_mib": _gpu_mib(free, free_gpu_bytes() if on_gpu(spec) else None),
             "scores": scores,
+            "power_from": meter,
         }
-    return {"rows": [dataclasses.asdict(row) for row in rows], "contender": contender, "notes": notes}
+        graph = scorer.panel.graphs[0].entry
+    answer = {"rows": [dataclasses.asdict(row) for row in rows], "contender": contender, "notes": notes}
+    if spec.profile and not spec.start_only:
+        answer["work"], more = _work(spec, graph, rows)
+        notes += more
+    return answer
+
+
+def _work(spec: Spec, graph: GraphEntry, rows: Sequence[Row]) -> tuple[dict[str, Any], list[str]]:
+    """Of the calls that were measured; the scorer is closed by now, so that two sessions never share the cores."""
+    from gamma_export.bench.work import work_of
+    from gamma_runtime.bundle import open_bundle
+
+    batches = [row.batch for row in rows if row.metric == "backend" and row.batch is not None]
+    return work_of(spec, open_bundle(spec.bundle), graph, batches)
+
+
+def on_gpu(spec: Spec) -> bool:
+    """Whether a contender runs on a GPU."""
+    return spec.backend not in ("onnxruntime", "openvino")
 
 
 def _mib(size: int | None) -> float | None:
@@ -102,6 +124,8 @@ class _Bench:
         self._spec, self._scorer = spec, scorer
         self._plan = Plan(seconds=spec.seconds, within=spec.within)
         self._images: list[bytes] = []
+        self._meter = meter_command(on_gpu(spec))
+        self.meter = self._meter[0] if self._meter else None
         self.notes: list[str] = []
         self.scores = [self._take(path) for path in spec.photos]
         if len(spec.photos) > _MAX_PHOTOS:
@@ -184,7 +208,16 @@ class _Bench:
         return [self._scorer.prepare(image) for image in self._images[:_MAX_PREPARED]]
 
     def _throughput(self, batch: int) -> Row:
-        return self._speed(saturated(self._scorer, self._images, batch, self._spec.seconds), "throughput", batch=batch)
+        """At saturation, and what it takes of energy where the board says its power."""
+        meter = Meter(*self._meter) if self._meter else None
+        with meter or contextlib.nullcontext():
+            found = saturated(self._scorer, self._images, batch, self._spec.seconds)
+        extra: dict[str, float] = {}
+        if meter and (used := energy(meter.samples, found.begin, found.end, found.images)):
+            extra = {name: round(value, 6) for name, value in dataclasses.asdict(used).items()}
+        if meter and meter.unread:
+            self.notes.append(f"{self._spec.backend}: {self.meter} said {meter.unread} lines that are not understood")
+        return self._speed(found.speeds, "throughput", batch=batch, extra=extra)
 
     def _speed(self, found: Sequence[float], metric: str, **parameters: Any) -> Row:
         fields = {"backend": self._spec.backend, "metric": metric, "unit": "images/s", "drift": moved(found)}

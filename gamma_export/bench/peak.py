@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+import gamma_export
 from gamma_runtime.errors import EnvironmentFault, UsageError
 from gamma_runtime.threads import inference_threads
 
@@ -104,8 +105,12 @@ def measure_peak(threads: int | None = None, *, seconds: float = 0.5, size: int 
         raise UsageError(f"a peak of {seconds} s and {size} bytes cannot be measured")
     words = [sys.executable, "-m", "gamma_export.bench.peak", str(count), str(seconds), str(size)]
     environment = os.environ | dict.fromkeys(_BLAS, str(count))
+    # Security: `-m` puts the working directory first on sys.path, so it must be ours and never the user's.
+    home = Path(gamma_export.__file__).resolve().parent.parent
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_TIMEOUT, check=True, env=environment)
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=_TIMEOUT, check=True, env=environment, cwd=home
+        )
         gmacs, gbytes = json.loads(done.stdout.splitlines()[-1])
         return Peak(float(gmacs), float(gbytes), count, size, cache_bytes())
     except (subprocess.SubprocessError, OSError, ValueError, IndexError) as error:

@@ -76,7 +76,10 @@ def moved(samples: Sequence[float]) -> float | None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One run of gamma-bench; ``doubts`` say why it is not valid, ``notes`` what else is worth knowing."""
+    """One run of gamma-bench; ``doubts`` say why it is not valid, ``notes`` what else is worth knowing.
+
+    ``work`` is there with ``--profile``: of each contender the calls' work, the peak, the roofs and the profile.
+    """
 
     machine: dict[str, Any]
     before: dict[str, Any]
@@ -89,6 +92,7 @@ class Result:
     rows: tuple[Row, ...]
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    work: tuple[dict[str, Any], ...] = ()
     schema_version: int = SCHEMA
 
     @property
@@ -145,6 +149,7 @@ def read_result(path: Path) -> Result:
             plain.pop(derived)
         rows = tuple(row_from(row) for row in plain.pop("rows"))
         lists: dict[str, Any] = {name: tuple(plain.pop(name)) for name in ("contenders", "doubts", "notes")}
+        lists["work"] = tuple(plain.pop("work", ()))
         return Result(rows=rows, schema_version=version, **lists, **plain)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as a result of gamma-bench ({error})", hint=hint) from error

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gamma_export.bench.peak import Peak
 
-__all__ = ["Attained", "NodeWork", "PartWork", "Work", "attained", "count_file", "count_work", "part_attained"]
+__all__ = ["Attained", "NodeWork", "PartWork", "Tally", "Work", "attained", "count_file", "count_work", "part_attained"]
 
 _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")  # the same bytes under other dimensions
 # Bits of ONNX's element types, by number: the four of fp8 are 17 to 20, the two of int4 21 and 22.
@@ -51,6 +51,18 @@ class PartWork:
 
     macs: int
     bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tally:
+    """The sums of a `Work`, which a result file keeps."""
+
+    batch: int
+    crops: int
+    macs: int
+    least_bytes: int
+    most_bytes: int
+    parts: Mapping[str, PartWork]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +100,11 @@ class Work:
     def most_bytes(self) -> int:
         """What it moves when every node is computed alone."""
         return sum(node.bytes for node in self.nodes)
+
+    def tally(self) -> Tally:
+        """Without the nodes."""
+        parts = dict(self.parts)
+        return Tally(self.batch, self.crops, self.macs, self.least_bytes, self.most_bytes, parts)
 
 
 def count_file(graph: Path, batch: int = 1) -> Work:
@@ -209,7 +226,7 @@ class Attained:
     share: float
 
 
-def attained(work: Work, peak: Peak, seconds: float) -> Attained:
+def attained(work: Work | Tally, peak: Peak, seconds: float) -> Attained:
     """How close to the roof one call of ``seconds`` comes.
 
     Raises:
@@ -223,7 +240,7 @@ def attained(work: Work, peak: Peak, seconds: float) -> Attained:
     return Attained(work.macs / seconds / 1e9, work.macs / work.least_bytes, bound, roof, roof / seconds)
 
 
-def part_attained(work: Work, peak: Peak, milliseconds: Mapping[str, float]) -> dict[str, float]:
+def part_attained(work: Work | Tally, peak: Peak, milliseconds: Mapping[str, float]) -> dict[str, float]:
     """Share of the peak multiply-adds that each part with products attains, of its own time in a profile.
 
     Args:

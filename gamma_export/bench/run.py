@@ -22,6 +22,7 @@ from gamma_export.bench.judge import doubts_of_load, doubts_of_row, remarks_of_r
 from gamma_export.bench.machine import Watch, changes, facts, read_now
 from gamma_export.bench.result import Result, Row, make_row, row_from
 from gamma_export.bench.spec import Spec
+from gamma_export.bench.work import best_peak, peaks, roofs
 from gamma_runtime import errors
 from gamma_runtime.errors import EnvironmentFault, GammaError
 
@@ -98,17 +99,15 @@ def measure_all(
     photos = identify_photos(specs[0].photos)
     machine, before = read_now()
     contenders, rows, notes, doubts = list[dict[str, Any]](), list[Row](), list[str](), list[str]()
+    work = list[dict[str, Any]]()
     known = facts(machine)
     for spec in specs:
         tell(f"measuring {spec.backend}")
-        bystanders = Bystanders()
-        cold = [child(dataclasses.replace(spec, start_only=True)) for _ in range(starts - 1)]
-        with Watch() as watch:
-            whole = child(spec)
-        share = bystanders.share()
-        contenders.append({**whole["contender"], "share_of_other_programs": share, **watch.seen()})
-        made = _merged([row_from(row) for row in whole["rows"]], cold)
+        whole, made, share = _watched(spec, starts, child)
+        contenders.append(whole["contender"])
         rows += made
+        if spec.profile:
+            work.append({**whole["work"], "roofs": roofs(whole["work"], whole["work"]["peak"], made)})
         notes += whole["notes"]
         doubts += doubts_of_load(spec.backend, share)
         for row in made:
@@ -127,7 +126,24 @@ def measure_all(
         rows=tuple(rows),
         doubts=tuple(changes(before, after) + doubts),
         notes=tuple(notes),
+        work=tuple(work),
     )
+
+
+def _watched(
+    spec: Spec, starts: int, child: Callable[[Spec], dict[str, Any]]
+) -> tuple[dict[str, Any], list[Row], float | None]:
+    """One contender: what its long process said, all rows, and the share of other programs."""
+    bystanders = Bystanders()
+    cold = [child(dataclasses.replace(spec, start_only=True)) for _ in range(starts - 1)]
+    first = peaks(spec.threads) if spec.profile else {}
+    with Watch() as watch:
+        whole = child(spec)
+    if spec.profile:
+        whole["work"] |= {"backend": spec.backend, "peak": best_peak(first, spec.threads)}
+    share = bystanders.share()
+    whole["contender"] |= {"share_of_other_programs": share, **watch.seen()}
+    return whole, _merged([row_from(row) for row in whole["rows"]], cold), share
 
 
 def _merged(rows: Sequence[Row], cold: Sequence[dict[str, Any]]) -> list[Row]:

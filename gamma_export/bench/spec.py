@@ -16,6 +16,7 @@ class Spec:
     Attributes:
         started: the monotonic clock's seconds when the parent started the process.
         start_only: nothing but the cold start.
+        profile: count the graph's work and profile it behind everything else; needs onnx.
         within: half width of the median's interval that is aimed at, a share.
         seconds: limit of each row.
     """
@@ -34,6 +35,7 @@ class Spec:
     within: float
     started: float = 0.0
     start_only: bool = False
+    profile: bool = False
 
     def to_json(self) -> str:
         """What `from_json` reads."""

@@ -1,4 +1,4 @@
-"""gamma-bench: how fast a bundle is on this machine, and whether that number can be trusted; or two runs compared."""
+"""gamma-bench: how fast a bundle is on this machine, and whether that can be trusted; runs compared, or on a page."""
 
 from __future__ import annotations
 
@@ -10,17 +10,33 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gamma_runtime.cli import CommonOptions, log, option, out, quoted, run_command
-from gamma_runtime.errors import EXIT_INVALID_MEASUREMENT, EXIT_OK, OutputError, UsageError
+from gamma_runtime.cli import CommonOptions, log, option, out, quoted, require, run_command
+from gamma_runtime.errors import (
+    EXIT_INVALID_MEASUREMENT,
+    EXIT_OK,
+    EnvironmentFault,
+    InputError,
+    OutputError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from gamma_export.bench.result import Result
     from gamma_export.bench.spec import Spec
     from gamma_runtime.bundle import Bundle
 
-__all__ = ["BenchOptions", "CompareOptions", "bench_command", "compare_command", "main"]
+__all__ = [
+    "BenchOptions",
+    "CompareOptions",
+    "PageOptions",
+    "bench_command",
+    "compare_command",
+    "main",
+    "page_command",
+]
 
 N = TypeVar("N", int, float)
+_SETTINGS = ("backend", "precision", "threads", "batch", "seconds", "within", "rate", "streams", "starts", "profile")
 _COMPARE = ("backend", "what", "unit", "A", "B", "B / A", "95 % interval", "B is")
 
 
@@ -43,7 +59,8 @@ class BenchOptions(CommonOptions):
     rate: str = option("1,5,30", "images a second that arrive by the clock, several with commas; none for no such rows")
     streams: str = option("1,2", "threads that score at once, several with commas; none for no such rows")
     starts: int = option(3, "cold starts of each contender")
-    out: Path | None = option(None, "folder for result.json and report.md")
+    profile: bool = option(False, "also count the graph's work, measure the machine's peak, and time the model's parts")
+    out: Path | None = option(None, "folder for result.json, report.md and report.html")
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured.
@@ -69,6 +86,14 @@ class CompareOptions(CommonOptions):
     anyway: bool = option(False, "also different models, scenes, photos or machines, or results that are not valid")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PageOptions(CommonOptions):
+    """Flags of gamma-bench page."""
+
+    results: tuple[Path, ...] = option(help="result.json of one run, or of several", positional=True)
+    output: Path = option(help="the page, FILE.html", alias="-o")
+
+
 def numbers(text: str, flag: str, kind: type[N], empty: bool = True) -> tuple[N, ...]:
     """A flag's numbers, separated by commas; none for the word ``none``.
 
@@ -90,31 +115,26 @@ def bench_command(options: BenchOptions) -> int:
     """Measure a bundle on photos: latencies, first call, cold start, throughput, paced load, memory, and a verdict.
 
     Exit code 8 when the measurement is not valid. gamma-bench compare A.json B.json [--anyway] [--json] says of two
-    results what is faster, slower or no different.
+    results what is faster, slower or no different. gamma-bench page RESULT.json… -o report.html shows results.
     """
+    from gamma_export.bench.identity import identify_bundle
     from gamma_export.bench.report import text
     from gamma_export.bench.run import measure_all
     from gamma_runtime.bundle import open_bundle
 
     if options.out:
         _check_folder(options.out)
+    if options.profile:
+        require("onnx", "export")
     bundle = open_bundle(options.bundle)
     specs = _specs(options, bundle)
-    identity = {
-        "name": bundle.folder.name,
-        "sha256": bundle.sha256,
-        "checkpoint_sha256": bundle.manifest.checkpoint.sha256,
-        "label": bundle.manifest.checkpoint.label,
-        "precision": specs[0].precision,
-    }
-    settings = {
-        name: getattr(options, name)
-        for name in ("backend", "precision", "threads", "batch", "seconds", "within", "rate", "streams", "starts")
-    }
+    identity = identify_bundle(bundle, specs[0].scene, specs[0].precision)
+    settings = {name: getattr(options, name) for name in _SETTINGS}
     result = measure_all(specs, identity, settings, options.starts, (lambda _: None) if options.quiet else log)
     out(result.to_json() if options.json else text(result))
     if options.out:
         _write(options.out, result)
+        _write_page(options.out, result)
     if not options.quiet:
         log(f"next: {_next(options)}")
     return EXIT_OK if result.valid else EXIT_INVALID_MEASUREMENT
@@ -147,6 +167,7 @@ def _specs(options: BenchOptions, bundle: Bundle) -> list[Spec]:
             streams=numbers(options.streams, "--streams", int),
             seconds=options.seconds,
             within=options.within / 100,
+            profile=options.profile,
         )
         for backend in backends.usable(precision, asked)
     ]
@@ -189,6 +210,19 @@ def _write(folder: Path, result: Result) -> None:
     write_atomically(folder / "result.json", (result.to_json() + "\n").encode())
 
 
+def _write_page(folder: Path, result: Result) -> None:
+    """The page needs a library that a board need not have; what was measured is kept without it."""
+    from gamma_export.bench.page import page
+    from gamma_runtime.files import write_atomically
+
+    try:
+        text = page(result)
+    except EnvironmentFault as error:
+        log(f"no report.html: {error}")
+        return
+    write_atomically(folder / "report.html", text.encode())
+
+
 def _next(options: BenchOptions) -> str:
     if options.out:
         return f"gamma-bench compare {quoted(options.out / 'result.json')} OTHER.json"
@@ -219,9 +253,39 @@ def compare_command(options: CompareOptions) -> int:
     return EXIT_INVALID_MEASUREMENT if doubted and not options.anyway else EXIT_OK
 
 
+def page_command(options: PageOptions) -> int:
+    """Show recorded results on one page of HTML that needs nothing else; several together, with time against fidelity.
+
+    Exit code 0 also for results that are not valid: the page says so.
+    """
+    from gamma_export.bench.page import check_plots, page
+    from gamma_export.bench.result import read_result
+    from gamma_runtime.files import write_atomically
+
+    if not options.results:
+        raise UsageError("no results given", hint="gamma-bench page RESULT.json… -o report.html")
+    check_plots()
+    _check_folder(options.output.parent)
+    first, *others = [read_result(path) for path in options.results]
+    try:
+        text = page(first, *others)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        listed = ", ".join(map(quoted, options.results))
+        raise InputError(f"{listed}: not what gamma-bench writes ({type(error).__name__}: {error})") from error
+    write_atomically(options.output, text.encode())
+    out(
+        json.dumps({"page": str(options.output), "results": len(options.results)})
+        if options.json
+        else str(options.output)
+    )
+    return EXIT_OK
+
+
 def main() -> int:
     """Entry point of gamma-bench."""
     arguments = sys.argv[1:]
+    if arguments[:1] == ["page"]:
+        return run_command("gamma-bench page", page_command, PageOptions, arguments[1:])
     if arguments[:1] == ["compare"]:
         return run_command("gamma-bench compare", compare_command, CompareOptions, arguments[1:])
     return run_command("gamma-bench", bench_command, BenchOptions)

@@ -92,7 +92,7 @@ def test_exit_code_verdict_and_files_agree(run: tuple[Any, Path], found: Result)
     assert ("**valid**" if found.valid else "**not valid because**") in page
     assert all(f"- {doubt}\n" in page for doubt in found.doubts)
     assert all(row.name in page for row in found.rows)
-    assert sorted(path.name for path in out.iterdir()) == ["report.md", "result.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "report.md", "result.json"]
     assert "next: gamma-bench compare" in done.stderr
 
 
