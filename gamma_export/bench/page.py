@@ -7,7 +7,7 @@ import html
 import statistics
 from collections.abc import Iterable, Sequence
 
-from gamma_export.bench.page_plots import COLOURS, Picture, new_axes, one, pictures, plain, png
+from gamma_export.bench.page_plots import COLOURS, Picture, logarithmic, new_axes, one, pictures, plain, png
 from gamma_export.bench.report import CONDITIONS, TITLES, WATCHED, cells, conditions, described, value, watched
 from gamma_export.bench.result import Result
 from gamma_export.bench.work import PROFILE, ROOF, peak_words, profile_lines, roof_lines
@@ -28,6 +28,7 @@ figure{margin:0;min-width:0;max-width:45rem}img{width:100%;height:auto}figcaptio
 th,td{padding:.25rem .6rem;border-bottom:1px solid #ddd;text-align:left;overflow-wrap:normal}
 td.number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 """
+_LEAST_ERROR = 1e-9  # score units; a logarithmic axis has no 0
 _VALID = "Valid: nothing that was looked at speaks against these numbers."
 _DOUBTED = "Not valid: do not cite these numbers, because"
 
@@ -229,8 +230,9 @@ def _pareto(results: Sequence[Result]) -> Picture | None:
     for index, (error, spent, label, size) in enumerate(points):
         area = 60 * (size or typical) / typical
         style = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv"[index % 5], "label": plain(label)}
-        axes.scatter(max(error, 1e-9), spent, min(400, max(20, area)), **style)
-    axes.set_xscale("log")
+        axes.scatter(max(error, _LEAST_ERROR), spent, min(400, max(20, area)), **style)
+    errors = [max(error, _LEAST_ERROR) for error, *_ in points]
+    logarithmic(axes, "x", min(errors) / 2, max(errors) * 2)
     axes.set_ylim(0, 1.15 * max(spent for _, spent, *_ in points))
     axes.set_xlabel("largest difference from PyTorch, score units (log scale)", fontsize=9)
     axes.set_ylabel("end-to-end p50, milliseconds", fontsize=9)

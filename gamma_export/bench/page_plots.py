@@ -11,7 +11,7 @@ from gamma_export.bench.result import Result, Row
 from gamma_export.bench.split import PARTS as STEPS
 from gamma_runtime.cli import printable
 
-__all__ = ["COLOURS", "Picture", "new_axes", "one", "pictures", "plain", "png", "rows_of", "stacked"]
+__all__ = ["COLOURS", "Picture", "logarithmic", "new_axes", "one", "pictures", "plain", "png", "rows_of", "stacked"]
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart; styles and markers say it again.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#303030", "#E69F00")
@@ -21,6 +21,7 @@ _SIZE, _DPI = (5.0, 3.6), 150  # inches and dots an inch: readable on a phone
 _LONGEST = 40  # characters of a name in a picture
 _DISTRIBUTIONS = ("end-to-end", "call", "backend", "device", "paced", "streams")
 _MARKS = (("p50", 0.5, "o"), ("p90", 0.9, "s"), ("p99", 0.99, "^"))
+_FEW = 200.0  # largest over smallest number of an axis with more than one tick a power of ten
 _LONG_TAIL = 8.0  # the largest sample over the least from which on the axis is logarithmic
 
 
@@ -100,6 +101,21 @@ def _ticks(axes: Any, values: Sequence[float], which: str = "x") -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def logarithmic(axes: Any, which: str, least: float, most: float) -> None:
+    """A logarithmic axis that holds two positive numbers and all between, its ticks plain numbers.
+
+    Ticks stand at 1, 2 and 5 of each power of ten, or at the powers alone where that would be many.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    getattr(axes, f"set_{which}scale")("log")
+    getattr(axes, f"set_{which}lim")(least / 1.5, most * 1.5)
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if most < _FEW * least else (1,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _distributions(result: Result) -> Iterator[Picture]:
     """For each row's name the sorted samples of all contenders, with their percentiles."""
     named: dict[str, list[Row]] = {}
@@ -129,7 +145,7 @@ def _draw_distribution(rows: Sequence[Row]) -> bytes:
         axes.plot([], [], marker, color="#6b6b6b", markersize=6, label=key)
     least, most = min(min(row.samples) for row in rows), max(max(row.samples) for row in rows)
     if least > 0 and most > _LONG_TAIL * least:
-        axes.set_xscale("log")
+        logarithmic(axes, "x", least, most)
     axes.set_xlabel("milliseconds" + (" (log scale)" if axes.get_xscale() == "log" else ""), fontsize=9)
     axes.set_ylabel("share of samples", fontsize=9)
     axes.set_ylim(0, 1.04)
@@ -262,7 +278,9 @@ def _paced(result: Result) -> Picture | None:
     figure, upper, lower = _two()
     rates = _lines(upper, result, "paced", "rate", (("p50", _median), ("p99", _tail)))
     _ticks(upper, rates)
-    upper.set_yscale("log")
+    values = [value for row in rows for value in (row.summary.p50, row.summary.p99) if value > 0]
+    if values:
+        logarithmic(upper, "y", min(values), max(values))
     upper.set_ylabel("ms since it was due (log)", fontsize=9)
     _ticks(lower, _lines(lower, result, "paced", "rate", (("", _missed),)))
     lower.set_ylim(-3, 103)

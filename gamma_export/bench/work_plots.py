@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gamma_export.bench.page_plots import COLOURS, Picture, new_axes, plain, png, stacked
+from gamma_export.bench.page_plots import COLOURS, Picture, logarithmic, new_axes, plain, png, stacked
 from gamma_export.bench.result import Result
 
 __all__ = ["work_pictures"]
@@ -46,19 +46,23 @@ def _draw_roof(works: list[dict[str, Any]]) -> bytes:
     """Both axes logarithmic; the roof of each contender's own peak, a point for each call."""
     figure, axes = new_axes()
     places = [float(roof["intensity"]) for work in works for roof in work["roofs"]]
+    heights = [float(roof["gmacs"]) for work in works for roof in work["roofs"]]
+    ends = list(places)
     for index, work in enumerate(works):
         colour, marker = COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)]
         gmacs, gbytes = float(work["peak"]["gmacs"]), float(work["peak"]["gbytes"])
         ridge = gmacs / gbytes  # multiply-adds a byte
         low, high = min(*places, ridge) / 4, max(*places, ridge) * 4
+        ends += [ridge / 2, high / 2]
+        heights += [gmacs, gmacs / 2]
         axes.plot([low, ridge, high], [low * gbytes, gmacs, gmacs], color=colour, linewidth=1, linestyle="--")
         for roof in work["roofs"]:
             axes.plot(roof["intensity"], roof["gmacs"], marker, color=colour, markersize=7)
             where = {"xytext": (4, -10), "textcoords": "offset points", "fontsize": 7}
             axes.annotate(f"batch {roof['batch']}", (roof["intensity"], roof["gmacs"]), **where)
         axes.plot([], [], marker, color=colour, linestyle="--", linewidth=1, label=plain(work["backend"]))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    logarithmic(axes, "x", min(ends), max(ends))
+    logarithmic(axes, "y", min(heights), max(heights))
     axes.set_xlabel("multiply-adds for each byte that has to move (log scale)", fontsize=9)
     axes.set_ylabel("GMAC/s (log scale)", fontsize=9)
     axes.legend(fontsize=8)
