@@ -15,6 +15,7 @@ import pytest
 from gamma_export.bench.page import page
 from gamma_export.bench.result import Result, Row
 from gamma_export.bench.split import PARTS
+from gamma_export.commands import bench
 from gamma_export.commands.bench import PageOptions, page_command
 from gamma_runtime.errors import EnvironmentFault, InputError, OutputError, UsageError
 from tests.bench.made import result, row
@@ -224,6 +225,19 @@ def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(EnvironmentFault) as caught:
         page_command(PageOptions(results=(save(tmp_path / "a.json", whole()),), output=tmp_path / "x.html"))
     assert "gamma-edge[plot]" in str(caught.value)
+
+
+def test_a_run_without_matplotlib_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = whole()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    bench._write(tmp_path, found)
+    bench._write_page(tmp_path, found)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.md", "result.json"]
+    said = capsys.readouterr().err
+    assert said.startswith("no report.html: matplotlib is not usable here")
+    assert "pip install 'gamma-edge[plot]'" in said
 
 
 @pytest.mark.long
