@@ -177,6 +177,7 @@ def test_hostile_names_do_nothing() -> None:
         assert HOSTILE in read.words
 
 
+@pytest.mark.long
 def test_several_bundles_are_put_together() -> None:
     exact, quick = whole(), whole()
     for number, (found, error) in enumerate(((exact, 1e-6), (quick, 2e-3))):
@@ -196,6 +197,7 @@ def save(path: Path, found: Result) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_the_command_on_recorded_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = [save(tmp_path / f"{name}.json", result(rows_of(name))) for name in ("a", "b")]
     target = tmp_path / "report.html"

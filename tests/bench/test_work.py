@@ -36,6 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
     return read_result(out / "result.json"), out
 
 
+@pytest.mark.long
 def test_work_roof_and_parts_of_both_backends(found: tuple[Result, Path]) -> None:
     result, _ = found
     assert [one["backend"] for one in result.work] == list(BACKENDS)

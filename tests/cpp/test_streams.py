@@ -50,11 +50,13 @@ def test_every_fourth_frame_scores_as_in_python(tools: Path, bundle: Bundle, vid
     assert len({record["score"] for record in found}) == 3
 
 
+@pytest.mark.long
 def test_frames_ends_the_video(tools: Path, bundle: Bundle, video: Path) -> None:
     done = run(tools, "gamma-run-cpp", bundle.folder, f"video:{video}", "--frames", "2", "--json", "--quiet")
     assert ([record["frame"] for record in records(done)], done.stderr) == ([0, 1], "")
 
 
+@pytest.mark.long
 def test_red_is_red(tools: Path, tmp_path: Path) -> None:
     """The graph by hand scores brightness, in which blue for red would not show; an exported one sees colours."""
     folder = tiny_export.exported(precision="fp32")
@@ -70,6 +72,7 @@ def test_red_is_red(tools: Path, tmp_path: Path) -> None:
     assert abs(scores[0][0] - scores[1][0]) > 0.01
 
 
+@pytest.mark.long
 def test_a_camera_over_loopback(tools: Path, bundle: Bundle) -> None:
     """It goes away after twelve frames: exit code 3, after the records."""
 
@@ -87,6 +90,7 @@ def test_a_camera_over_loopback(tools: Path, bundle: Bundle) -> None:
     assert f"12 frames read, {len(found)} scored, {12 - len(found)} dropped" in done.stderr
 
 
+@pytest.mark.long
 def test_a_signal_ends_a_camera_with_its_summary(tools: Path, bundle: Bundle) -> None:
     gone = threading.Event()
 
@@ -105,6 +109,7 @@ def test_a_signal_ends_a_camera_with_its_summary(tools: Path, bundle: Bundle) ->
     assert (process.returncode, "frames read" in said) == (0, True), said
 
 
+@pytest.mark.long
 def test_a_camera_that_says_nothing(tools: Path, bundle: Bundle) -> None:
     done_waiting = threading.Event()
     with serving(lambda _: done_waiting.wait(60)) as address:
@@ -113,6 +118,7 @@ def test_a_camera_that_says_nothing(tools: Path, bundle: Bundle) -> None:
     assert (done.returncode, "no frame for 1 seconds" in done.stderr) == (3, True), done.stderr
 
 
+@pytest.mark.long
 def test_nobody_there(tools: Path, bundle: Bundle) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -136,6 +142,7 @@ def test_what_is_no_source(tools: Path, bundle: Bundle, source: str, code: int, 
     assert (done.returncode, said in done.stderr) == (code, True), done.stderr
 
 
+@pytest.mark.long
 def test_videos_that_are_none(tools: Path, bundle: Bundle, video: Path, tmp_path: Path) -> None:
     (tmp_path / "playlist.mp4").write_text("#EXTM3U\nfile:///etc/passwd\n")
     (tmp_path / "cut.avi").write_bytes(video.read_bytes()[:-5000])
@@ -145,11 +152,13 @@ def test_videos_that_are_none(tools: Path, bundle: Bundle, video: Path, tmp_path
         assert (done.returncode, said in done.stderr) == (3, True), done.stderr
 
 
+@pytest.mark.long
 def test_one_stream_at_a_time(tools: Path, bundle: Bundle, video: Path) -> None:
     assert run(tools, "gamma-run-cpp", bundle.folder, video, video).returncode == 2
     assert run(tools, "gamma-run-cpp", bundle.folder, packaged_photos()[0], "--every", "2").returncode == 2
 
 
+@pytest.mark.long
 def test_a_bad_frame_is_a_record(tools: Path, bundle: Bundle, tmp_path: Path) -> None:
     small = write_video(tmp_path / "small.avi", [photo(96, 64)] * 2)
     done = run(tools, "gamma-run-cpp", bundle.folder, small, "--json")
@@ -158,6 +167,7 @@ def test_a_bad_frame_is_a_record(tools: Path, bundle: Bundle, tmp_path: Path) ->
     assert all("224" in record["error"] for record in records(done))
 
 
+@pytest.mark.long
 def test_folders_in_the_order_of_python(tools: Path, bundle: Bundle, tmp_path: Path) -> None:
     for name in ("b/z.jpg", "b/a/x.png", "b.jpg", "a.JPG", "c/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -173,6 +183,7 @@ def test_folders_in_the_order_of_python(tools: Path, bundle: Bundle, tmp_path: P
     assert (done.returncode, records(done)[0]["error"] is not None) == (3, True)
 
 
+@pytest.mark.long
 def test_another_scale(tools: Path, bundle: Bundle) -> None:
     picture = packaged_photos()[0]
     with load(bundle, backend="openvino", threads=1, scale="0-100") as scorer:
@@ -184,6 +195,7 @@ def test_another_scale(tools: Path, bundle: Bundle) -> None:
     assert run(tools, "gamma-run-cpp", bundle.folder, picture, "--scale", "1-5").returncode == 2
 
 
+@pytest.mark.long
 def test_frames_of_a_bundle_that_cuts_its_own_crops(tools: Path, tmp_path: Path) -> None:
     from gamma_export.exporter import export
 
