@@ -180,7 +180,7 @@ def test_the_old_result_can_still_be_read() -> None:
 
 
 def test_reasons_name_no_folders(against: ModuleType) -> None:
-    text = "gamma-export /srv/work/a.pth … ended with 7:\n  at /opt/me/x.py: 1/2 of float16/int8, see a/b"
+    text = "gamma-export /a/folder/a.pth … ended with 7:\n  at /another/x.py: 1/2 of float16/int8, see a/b"
     assert against.reason(text) == "gamma-export a.pth … ended with 7: at x.py: 1/2 of float16/int8, see a/b"
 
 

@@ -253,36 +253,22 @@ private:
         if (!done.cache_refused.empty()) cache = {{"state", "ignored"}, {"sha256", nullptr}};
         for (const std::string& text : {timings.warning, done.cache_refused, warnings_[made_.size() - 1]})
             if (!text.empty()) warnings.push_back(printable(text).substr(0, kLongest));
-        made.record = {{"file", entry.file},
-                       {"size", entry.size},
-                       {"sha256", entry.sha256},
-                       {"flavour", entry.flavour},
-                       {"version", entry.version},
-                       {"compute_capabilities", entry.capabilities},
-                       {"graph", entry.graph},
-                       {"scenes", entry.scenes},
-                       {"precision", entry.precision},
-                       {"onnx_sha256", entry.onnx_sha256},
-                       {"weights_sha256", entry.weights_sha256},
-                       {"batch", entry.batch},
-                       {"options",
-                        {{"strongly_typed", true},
-                         {"tf32", false},
-                         {"profiling_verbosity", "DETAILED"},
-                         {"workspace_mib", optional(spec.workspace_mib)},
-                         {"optimization_level", optional(options_.optimization_level)},
-                         {"low_memory", options_.low_memory},
-                         {"timing_cache", cache},
-                         {"attention", graph.attention},
-                         {"default_targets", rtx_},
-                         {"builder", "C++"}}},
-                       {"log", entry.log},
-                       {"seconds", static_cast<double>(static_cast<std::int64_t>(done.seconds * 1e3)) / 1e3},
-                       {"created", entry.created},
-                       {"os", entry.os},
-                       {"peak_rss", optional(peak_resident())},
-                       {"proof", {{"network", done.products}}},
-                       {"warnings", warnings}};
+        made.record = to_json(entry);
+        made.record.update({{"options",
+                             {{"strongly_typed", true},
+                              {"tf32", false},
+                              {"profiling_verbosity", "DETAILED"},
+                              {"workspace_mib", optional(spec.workspace_mib)},
+                              {"optimization_level", optional(options_.optimization_level)},
+                              {"low_memory", options_.low_memory},
+                              {"timing_cache", cache},
+                              {"attention", graph.attention},
+                              {"default_targets", rtx_},
+                              {"builder", "C++"}}},
+                            {"seconds", static_cast<double>(static_cast<std::int64_t>(done.seconds * 1e3)) / 1e3},
+                            {"peak_rss", optional(peak_resident())},
+                            {"proof", {{"network", done.products}}},
+                            {"warnings", warnings}});
     }
 
     std::optional<std::uint64_t> free_gpu() const { return rtx_ ? std::nullopt : free_gpu_memory(); }

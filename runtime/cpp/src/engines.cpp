@@ -121,6 +121,24 @@ std::string why_stale(const Bundle& bundle, const EngineEntry& entry) {
 
 }  // namespace
 
+json to_json(const EngineEntry& entry) {
+    return {{"file", entry.file},
+            {"size", entry.size},
+            {"sha256", entry.sha256},
+            {"flavour", entry.flavour},
+            {"version", entry.version},
+            {"compute_capabilities", entry.capabilities},
+            {"graph", entry.graph},
+            {"scenes", entry.scenes},
+            {"precision", entry.precision},
+            {"onnx_sha256", entry.onnx_sha256},
+            {"weights_sha256", entry.weights_sha256},
+            {"batch", entry.batch},
+            {"log", entry.log},
+            {"created", entry.created},
+            {"os", entry.os}};
+}
+
 Engines read_engines(const std::string& folder) {
     const std::string path = folder + "/" + kEngines;
     struct stat status{};

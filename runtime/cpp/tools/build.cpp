@@ -69,12 +69,8 @@ Options parse(Words words) {
             options.json = true;
         else if (words.is("--quiet"))
             options.quiet = true;
-        else if (words.is_flag())
-            words.unknown();
-        else if (options.bundle.empty())
-            options.bundle = words.word();
         else
-            throw Error(Exit::usage, "one bundle, not also " + words.word(), "--help");
+            words.take_bundle(options.bundle);
     }
     if (!options.help && options.bundle.empty()) throw Error(Exit::usage, "a bundle is needed", "--help");
     return options;
@@ -107,23 +103,14 @@ int build(const Options& options) {
     const std::string folder = options.build.engine_dir.empty() ? bundle.folder() : options.build.engine_dir;
     const bool compiled_only = gpu_problem().has_value();
     const char* const note = compiled_only ? "compiled, not run on a GPU" : "";
-    nlohmann::ordered_json engines = nlohmann::ordered_json::array();
+    nlohmann::json engines = nlohmann::json::array();
     for (const EngineEntry& entry : made) {
-        engines.push_back({{"file", entry.file},
-                           {"size", entry.size},
-                           {"sha256", entry.sha256},
-                           {"flavour", entry.flavour},
-                           {"version", entry.version},
-                           {"compute_capabilities", entry.capabilities},
-                           {"graph", entry.graph},
-                           {"scenes", entry.scenes},
-                           {"precision", entry.precision}});
+        engines.push_back(to_json(entry));
         if (!options.json)
             std::printf("%s  %.1f MB  %s\n", entry.file.c_str(), static_cast<double>(entry.size) / 1e6, note);
     }
     if (options.json) {
-        const nlohmann::ordered_json all{
-            {"bundle", options.bundle}, {"folder", folder}, {"engines", engines}, {"note", note}};
+        const nlohmann::json all{{"bundle", options.bundle}, {"folder", folder}, {"engines", engines}, {"note", note}};
         std::cout << all.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << "\n";
     }
     if (!options.quiet)

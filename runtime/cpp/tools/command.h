@@ -41,6 +41,13 @@ public:
         return std::atoi(text.c_str());
     }
 
+    /// The last thing that a word can be: the one bundle. Throws Error (usage): a flag, or a second bundle.
+    void take_bundle(std::string& bundle) const {
+        if (is_flag()) unknown();
+        if (!bundle.empty()) throw Error(Exit::usage, "one bundle, not also " + word_, "--help");
+        bundle = word_;
+    }
+
     [[noreturn]] void unknown() const { throw Error(Exit::usage, "unknown flag " + word_, "--help"); }
 
 private:

@@ -36,12 +36,8 @@ Options parse(Words words) {
             options.scorer.backend = words.value();
         else if (words.is("--engine-dir"))
             options.scorer.engine_dir = words.value();
-        else if (words.is_flag())
-            words.unknown();
-        else if (options.bundle.empty())
-            options.bundle = words.word();
         else
-            throw Error(Exit::usage, "one bundle, not also " + words.word(), "--help");
+            words.take_bundle(options.bundle);
     }
     if (!options.help && options.bundle.empty()) throw Error(Exit::usage, "a bundle is needed", "--help");
     return options;

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -24,6 +25,9 @@ struct EngineEntry {
     std::array<int, 3> batch{};               ///< least, optimal, most
     std::string log, created, os;             ///< created: ISO 8601 in UTC; os: Linux-aarch64
 };
+
+/// The same as engines.json has it, without what only people read.
+nlohmann::json to_json(const EngineEntry& entry);
 
 /// Where an engine is to run.
 struct Device {
